@@ -1,0 +1,1 @@
+"""What runs inside the machine: Debian's kernel fetched by apt, and the demo shipped with the package."""
