@@ -1,0 +1,250 @@
+"""The I/O thread: file descriptors, timers and posted calls, one after the other on one thread.
+
+Callbacks hold nothing when they start and must not block; what blocks goes to `Workers`. The thread sleeps in
+epoll_wait() until something is due, so an idle machine's I/O thread uses no CPU. Its timers are due at whole
+milliseconds, rounded up: epoll knows no finer.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import sys
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Final
+
+from vmm.errors import HostError, InternalError
+from vmm.fabric.clock import TimerSource
+from vmm.fabric.threads import name_os_thread
+
+_LONGEST_SLEEP_S: Final = 3600.0
+_READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
+_WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+
+Callback = Callable[[], None]
+
+
+@dataclass(frozen=True, slots=True)
+class IoStatistics:
+    """What an I/O thread has done so far, and what it is doing now."""
+
+    turns: int
+    """Times it woke."""
+    callbacks: int
+    busy_ns: int
+    """Time spent in callbacks."""
+    longest_ns: int
+    longest: str
+    """The callback that took `longest_ns`."""
+    running: str
+    """The callback that runs now, empty when none does."""
+
+
+@dataclass(slots=True)
+class _Interest:
+    reader: Callback | None = None
+    writer: Callback | None = None
+
+    def mask(self) -> int:
+        return (select.EPOLLIN if self.reader else 0) | (select.EPOLLOUT if self.writer else 0)
+
+
+def _print_traceback(error: BaseException) -> None:
+    threading.excepthook(
+        threading.ExceptHookArgs((type(error), error, error.__traceback__, threading.current_thread()))
+    )
+
+
+class IoThread:
+    """A home for callbacks. All of its methods may be called by any thread, except where they say otherwise.
+
+    `on_error(exception)` is told, on this thread, of a callback that raised; the thread goes on. `around` is entered for
+    as long as callbacks run (the big lock, under that policy).
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        on_error: Callable[[BaseException], None] = _print_traceback,
+        around: AbstractContextManager[Any] | None = None,
+    ) -> None:
+        self.name: Final = name
+        self._on_error = on_error
+        self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
+        self._epoll = select.epoll()
+        self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._epoll.register(self._wake_fd, select.EPOLLIN)
+        # Closed with the last reference, not in stop(): late callers must never write to a number that was reused.
+        weakref.finalize(self, os.close, self._wake_fd)
+        # Rank LEAF; guards `_interests` together with what epoll was told. Nothing is called under it.
+        self._lock = threading.Lock()
+        self._interests: dict[int, _Interest] = {}
+        self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
+        self._timers: tuple[TimerSource, ...] = ()
+        # True from a wake() until the thread has taken note of it; spares an eventfd write for each call in a burst.
+        # The thread clears it before it looks at its queues, and callers fill the queues before they test it.
+        self._woken = False
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._turns = self._callbacks = self._busy_ns = self._longest_ns = 0
+        self._longest = self._running = ""
+
+    def __repr__(self) -> str:
+        state = "not started" if self._thread is None else self._running or "asleep"
+        return f"<IoThread {self.name}: {state}>"
+
+    # -- life ---------------------------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        """Start the thread. What was posted or registered before is served first."""
+        if self._thread is not None:
+            raise InternalError(f"{self} was started before")
+        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+        self._thread.start()
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Serve what has been posted so far and end the thread. Not from the thread itself.
+
+        Raises HostError, naming the culprit, when a callback does not return within `timeout` seconds.
+        """
+        if self.is_home:
+            raise InternalError(f"{self} cannot wait for itself")
+        self._stopping = True
+        self.wake()
+        if self._thread is not None:
+            self._thread.join(timeout)
+            if self._thread.is_alive():
+                raise HostError(f"{self.name} did not stop within {timeout:g} s: it is still in {self._running}")
+
+    @property
+    def is_home(self) -> bool:
+        """Whether the caller runs on this thread."""
+        return self._thread is threading.current_thread()
+
+    def assert_home(self) -> None:
+        """Raise InternalError unless the caller runs on this thread."""
+        if not self.is_home:
+            raise InternalError(f"work of {self.name} ran on {threading.current_thread().name}")
+
+    def statistics(self) -> IoStatistics:
+        return IoStatistics(
+            self._turns, self._callbacks, self._busy_ns, self._longest_ns, self._longest, self._running
+        )
+
+    # -- what to wait for ---------------------------------------------------------------------------------------------
+
+    def add_reader(self, fd: int, callback: Callback) -> None:
+        """Call `callback` whenever `fd` is readable, or its peer has gone.
+
+        Raises PermissionError for files that cannot be waited for (regular ones, /dev/null).
+        """
+        with self._lock:
+            interest = self._interests.get(fd, _Interest())
+            self._register(fd, _Interest(callback, interest.writer))
+
+    def remove_reader(self, fd: int) -> None:
+        """Stop that. On any other thread than this one, a call already under way may still be running."""
+        with self._lock:
+            interest = self._interests.get(fd, _Interest())
+            self._register(fd, _Interest(None, interest.writer))
+
+    def add_writer(self, fd: int, callback: Callback) -> None:
+        """Call `callback` whenever `fd` can be written to, or its peer has gone. Raises as `add_reader`."""
+        with self._lock:
+            interest = self._interests.get(fd, _Interest())
+            self._register(fd, _Interest(interest.reader, callback))
+
+    def remove_writer(self, fd: int) -> None:
+        """Stop that. On any other thread than this one, a call already under way may still be running."""
+        with self._lock:
+            interest = self._interests.get(fd, _Interest())
+            self._register(fd, _Interest(interest.reader, None))
+
+    def _register(self, fd: int, interest: _Interest) -> None:
+        known = fd in self._interests
+        if interest.mask():
+            (self._epoll.modify if known else self._epoll.register)(fd, interest.mask())
+            self._interests[fd] = interest
+        elif known:
+            self._epoll.unregister(fd)
+            del self._interests[fd]
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        """Call `function(*arguments)` on this thread, after what was posted before."""
+        self._soon.append((function, arguments))
+        self.wake()
+
+    def add_timers(self, timers: TimerSource) -> None:
+        """Sleep for `timers` too; they call `wake` when their next deadline has come closer."""
+        with self._lock:
+            self._timers += (timers,)
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look at its queues and timers again."""
+        if not self._woken and not self.is_home:
+            self._woken = True
+            os.eventfd_write(self._wake_fd, 1)
+
+    # -- the thread ---------------------------------------------------------------------------------------------------
+
+    def _main(self) -> None:
+        name_os_thread(self.name)
+        while not (self._stopping and not self._soon):
+            ready = self._epoll.poll(self._sleep_s())
+            with self._around:
+                self._turn(ready)
+
+    def _sleep_s(self) -> float:
+        if self._soon or self._stopping:
+            return 0
+        deadlines = [at for timers in self._timers if (at := timers.next_deadline()) is not None]
+        if not deadlines:
+            return _LONGEST_SLEEP_S
+        return min(max(0, min(deadlines) - time.monotonic_ns()) / 1e9, _LONGEST_SLEEP_S)
+
+    def _turn(self, ready: list[tuple[int, int]]) -> None:
+        self._turns += 1
+        for fd, events in ready:
+            if fd == self._wake_fd:
+                os.eventfd_read(fd)
+                self._woken = False
+                continue
+            # Looked up again each time: an earlier callback of this turn may have taken the registration away.
+            if events & _READABLE and (interest := self._interests.get(fd)) and interest.reader:
+                self._call(interest.reader)
+            if events & _WRITABLE and (interest := self._interests.get(fd)) and interest.writer:
+                self._call(interest.writer)
+        for _ in range(len(self._soon)):
+            function, arguments = self._soon.popleft()
+            self._call(function, *arguments)
+        for timers in self._timers:
+            for callback in timers.take_due():
+                self._call(callback)
+
+    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
+        self._running = name = getattr(function, "__qualname__", repr(function))
+        began = time.perf_counter_ns()
+        try:
+            function(*arguments)
+        except BaseException as e:  # noqa: BLE001 - whatever it is, `on_error` is told
+            self._report(e)
+        spent = time.perf_counter_ns() - began
+        self._running = ""
+        self._callbacks += 1
+        self._busy_ns += spent
+        if spent > self._longest_ns:
+            self._longest_ns, self._longest = spent, name
+
+    def _report(self, error: BaseException) -> None:
+        try:
+            self._on_error(error)
+        except BaseException:  # noqa: BLE001 - the last reporter there is; the thread must outlive it
+            sys.excepthook(*sys.exc_info())

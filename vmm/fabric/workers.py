@@ -1,0 +1,104 @@
+"""A pool of threads for calls that block: disk I/O, name lookups, anything the I/O thread must not wait for."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+from vmm.errors import HostError, InternalError
+from vmm.fabric.threads import name_os_thread
+
+
+class Posts(Protocol):
+    """Where completions go: an `IoThread`, or a test's."""
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None: ...
+
+
+Done = Callable[[Any], None]
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerStatistics:
+    """What a pool has done, and which calls are under way now, with the seconds since each began."""
+
+    done: int
+    waiting: int
+    running: dict[str, float]
+
+
+class Workers:
+    """`size` threads named `name`0, `name`1, ... They start with the first `submit`."""
+
+    def __init__(self, size: int, name: str) -> None:
+        self.name: Final = name
+        self._size = size
+        self._jobs: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done, Posts] | None]
+        self._jobs = queue.SimpleQueue()
+        # Rank LEAF; guards `_threads`, `_stopped`, `_running` and `_done`. Nothing is called under it.
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+        self._stopped = False
+        self._running: dict[str, tuple[str, float]] = {}
+        self._done = 0
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        return f"<Workers {self.name}: {len(now.running)} of {self._size} busy, {now.waiting} calls waiting>"
+
+    def submit(self, function: Callable[..., Any], *arguments: Any, done: Done, home: Posts) -> None:
+        """Call `function(*arguments)` on a worker, then `done(result)` on `home`, or `done(exception)` if it raised."""
+        with self._lock:
+            if self._stopped:
+                raise InternalError(f"{self.name} has been stopped")
+            if not self._threads:
+                self._threads = [
+                    threading.Thread(target=self._main, args=(f"{self.name}{i}",), daemon=True)
+                    for i in range(self._size)
+                ]
+                for thread in self._threads:
+                    thread.start()
+        self._jobs.put((function, arguments, done, home))
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Finish what was submitted and end the threads; their completions are posted, not awaited.
+
+        Raises HostError, naming the culprits, when calls do not return within `timeout` seconds.
+        """
+        with self._lock:
+            self._stopped = True
+            threads = self._threads
+        for _ in threads:
+            self._jobs.put(None)
+        deadline = time.monotonic() + timeout
+        for thread in threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        if any(thread.is_alive() for thread in threads):
+            stuck = ", ".join(f"{what} for {s:.1f} s" for what, s in self.statistics().running.items())
+            raise HostError(f"{self.name} did not stop within {timeout:g} s: {stuck or 'threads are still ending'}")
+
+    def statistics(self) -> WorkerStatistics:
+        now = time.monotonic()
+        with self._lock:
+            running = {f"{thread} in {what}": now - since for thread, (what, since) in self._running.items()}
+            return WorkerStatistics(self._done, self._jobs.qsize(), running)
+
+    def _main(self, name: str) -> None:
+        name_os_thread(name)
+        while (job := self._jobs.get()) is not None:
+            function, arguments, done, home = job
+            with self._lock:
+                self._running[name] = (getattr(function, "__qualname__", repr(function)), time.monotonic())
+            try:
+                result = function(*arguments)
+            except BaseException as e:  # noqa: BLE001 - handed to `done`, not swallowed
+                result = e
+            with self._lock:
+                del self._running[name]
+                self._done += 1
+            home.call_soon(done, result)
+            del job, function, arguments, done, home, result
