@@ -26,7 +26,9 @@ KEYRINGS = tuple(
 
 #: A source counts as Debian's main archive when its suite is one of these and it carries `main`.
 SUITES = frozenset(
-    "buster bullseye bookworm trixie forky duke sid oldoldstable oldstable stable testing unstable".split()
+    {"buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
+    | {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
+)
 )
 
 #: Free space that apt gets for its package lists, in bytes.

@@ -6,9 +6,7 @@
 from __future__ import annotations
 
 import base64
-import gzip
 import hashlib
-import lzma
 import os
 import re
 import shutil
@@ -128,7 +126,7 @@ def _build(packages: _Packages, directory: Path) -> None:
     """Make `directory` with the kernel's `Image` and the `initrd`, out of the packages."""
     directory.mkdir(mode=0o700)
     below = f"./usr/lib/modules/{packages.release}/"
-    compressed: dict[str, tuple[str, bytes]] = {}
+    shipped: dict[str, tuple[str, bytes]] = {}
     with deb.open_deb(packages.kernel) as files:
         for member in files:
             content = files.extractfile(member)
@@ -138,16 +136,13 @@ def _build(packages: _Packages, directory: Path) -> None:
                 with open(directory / "Image", "wb") as image:
                     shutil.copyfileobj(content, image)
             elif member.name.startswith(below) and member.name.endswith(".ko.xz"):
-                path = member.name.removeprefix(below).removesuffix(".xz")
-                compressed[module_name(path)] = (path, content.read())
+                path = member.name.removeprefix(below)
+                shipped[module_name(path)] = (path, content.read())
     if not (directory / "Image").exists():
         raise HostError(f"{packages.kernel.name}: no kernel in this package")
 
     def find(name: str) -> Module | None:
-        if name not in compressed:
-            return None
-        path, content = compressed[name]
-        return Module.parse(path, lzma.decompress(content))
+        return Module.parse(*shipped[name]) if name in shipped else None
 
     files_of_guest = _initramfs(_busybox(packages.userland), in_load_order(find, MODULES), packages.release)
     (directory / "initrd").write_bytes(files_of_guest.pack())
@@ -179,8 +174,8 @@ def _initramfs(busybox: bytes, modules: list[Module], release: str) -> Initramfs
     tree.file("etc/passwd", b"root:x:0:0:root:/root:/bin/sh\n")
     tree.file("etc/group", b"root:x:0:\n")
     for module in modules:
-        tree.file(f"lib/modules/{release}/{module.path}.gz", gzip.compress(module.content, mtime=0))
-    for name, text in index_files(modules, ".gz").items():
+        tree.file(f"lib/modules/{release}/{module.path}", module.compressed)
+    for name, text in index_files(modules).items():
         tree.file(f"lib/modules/{release}/{name}", text.encode())
     return tree
 

@@ -5,6 +5,7 @@ Debian ships no `modules.dep`; `depmod` makes it from the `.modinfo` section of 
 
 from __future__ import annotations
 
+import lzma
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -14,22 +15,26 @@ from vmm.errors import HostError
 
 @dataclass(frozen=True)
 class Module:
-    """One module: `name` with underscores, `path` below /lib/modules/VERSION, `content` the ELF file."""
+    """One module: `name` with underscores, `path` below /lib/modules/VERSION, `compressed` its file, a .ko.xz."""
 
     name: str
     path: str
-    content: bytes = field(repr=False)
+    compressed: bytes = field(repr=False)
     depends: tuple[str, ...]
     aliases: tuple[str, ...]
 
     @classmethod
-    def parse(cls, path: str, content: bytes) -> Module:
-        info = [entry.partition("=") for entry in _section(path, content, ".modinfo").decode().split("\0") if entry]
+    def parse(cls, path: str, compressed: bytes) -> Module:
+        try:
+            elf = lzma.decompress(compressed)
+        except lzma.LZMAError as error:
+            raise HostError(f"{path}: broken kernel module ({error})") from None
+        info = [entry.partition("=") for entry in _section(path, elf, ".modinfo").decode().split("\0") if entry]
         depends = ",".join(value for key, _, value in info if key == "depends")
         return cls(
             name=module_name(path),
             path=path,
-            content=content,
+            compressed=compressed,
             depends=tuple(other.replace("-", "_") for other in depends.split(",") if other),
             aliases=tuple(value for key, _, value in info if key == "alias"),
         )
@@ -74,17 +79,13 @@ def in_load_order(find: Callable[[str], Module | None], wanted: Iterable[str]) -
     return [module for module in ordered.values() if module]
 
 
-def index_files(modules: list[Module], suffix: str) -> dict[str, str]:
-    """`modules.dep` and `modules.alias` (modules.dep(5)) of modules that are in load order.
-
-    `suffix` follows the path of each module's file: ".gz" for one that is stored compressed.
-    """
+def index_files(modules: list[Module]) -> dict[str, str]:
+    """`modules.dep` and `modules.alias` (modules.dep(5)) of modules that are in load order."""
     find = {module.name: module for module in modules}.get
     # modprobe loads a line's modules from the right.
     dep = (
-        " ".join([f"{module.path}{suffix}:"] + [f"{other.path}{suffix}" for other in reversed(needed)])
+        " ".join([f"{module.path}:", *(other.path for other in reversed(in_load_order(find, module.depends)))])
         for module in modules
-        for needed in [in_load_order(find, module.depends)]
     )
     alias = (f"alias {alias} {module.name}" for module in modules for alias in module.aliases)
     return {"modules.dep": "\n".join(dep) + "\n", "modules.alias": "\n".join(alias) + "\n"}
