@@ -16,7 +16,7 @@ def sext32(value: Val) -> Val:
     return value.trunc("i32").sext()
 
 
-def _w(value: Val) -> Val:
+def word(value: Val) -> Val:
     return value.trunc("i32")
 
 
@@ -103,12 +103,12 @@ I = (
     *family("I", "rd, rs1, shamt", Flag.NONE, [
         ("slli", "000000 uimm[5:0]  rs1 001 rd 0010011", lambda c: c.rs1 << c.imm,   "shift left"),
         ("srli", "000000 uimm[5:0]  rs1 101 rd 0010011", lambda c: c.rs1 >> c.imm,   "shift right"),
-        ("srai", "010000 uimm[5:0]  rs1 101 rd 0010011", lambda c: c.rs1.sar(c.imm), "and arithmetic"),
+        ("srai", "010000 uimm[5:0]  rs1 101 rd 0010011", lambda c: c.rs1.sar(c.imm), "arithmetic"),
     ]),
     *family("I", "rd, rs1, shamt", Flag.NONE, [
-        ("slliw", "0000000 uimm[4:0] rs1 001 rd 0011011", lambda c: sext32(c.rs1 << c.imm),          "shift word left"),
-        ("srliw", "0000000 uimm[4:0] rs1 101 rd 0011011", lambda c: (_w(c.rs1) >> _w(c.imm)).sext(), "right"),
-        ("sraiw", "0100000 uimm[4:0] rs1 101 rd 0011011", lambda c: _w(c.rs1).sar(_w(c.imm)).sext(), "and arithmetic"),
+        ("slliw", "0000000 uimm[4:0] rs1 001 rd 0011011", lambda c: sext32(c.rs1 << c.imm),              "shift left"),
+        ("srliw", "0000000 uimm[4:0] rs1 101 rd 0011011", lambda c: (word(c.rs1) >> word(c.imm)).sext(), "shift right"),
+        ("sraiw", "0100000 uimm[4:0] rs1 101 rd 0011011", lambda c: word(c.rs1).sar(word(c.imm)).sext(), "arithmetic"),
     ]),
     *family("I", "rd, rs1, rs2", Flag.NONE, [
         ("add",  "0000000 rs2       rs1 000 rd 0110011", lambda c: c.rs1 + c.rs2,           "add"),
@@ -123,30 +123,36 @@ I = (
         ("and",  "0000000 rs2       rs1 111 rd 0110011", lambda c: c.rs1 & c.rs2,           "and"),
     ]),
     *family("I", "rd, rs1, rs2", Flag.NONE, [
-        ("addw", "0000000 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 + c.rs2),                  "add words"),
-        ("subw", "0100000 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 - c.rs2),                  "subtract"),
-        ("sllw", "0000000 rs2 rs1 001 rd 0111011", lambda c: sext32(c.rs1 << (c.rs2 & 31)),          "shift left"),
-        ("srlw", "0000000 rs2 rs1 101 rd 0111011", lambda c: (_w(c.rs1) >> (_w(c.rs2) & 31)).sext(), "shift right"),
-        ("sraw", "0100000 rs2 rs1 101 rd 0111011", lambda c: _w(c.rs1).sar(_w(c.rs2) & 31).sext(),   "arithmetic"),
+        ("addw", "0000000 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 + c.rs2),                      "add words"),
+        ("subw", "0100000 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 - c.rs2),                      "subtract"),
+        ("sllw", "0000000 rs2 rs1 001 rd 0111011", lambda c: sext32(c.rs1 << (c.rs2 & 31)),              "shift left"),
+        ("srlw", "0000000 rs2 rs1 101 rd 0111011", lambda c: (word(c.rs1) >> (word(c.rs2) & 31)).sext(), "shift right"),
+        ("sraw", "0100000 rs2 rs1 101 rd 0111011", lambda c: word(c.rs1).sar(word(c.rs2) & 31).sext(),   "arithmetic"),
     ]),
     *family("I", "pred, succ", Flag.NONE, [
         ("fence", "fm pred succ ----- 000 ----- 0001111", lambda c: c.system("fence"), "order memory accesses"),
     ]),
 )
 
-M = family("M", "rd, rs1, rs2", Flag.NONE, [
-    ("mul",    "0000001 rs2 rs1 000 rd 0110011", lambda c: c.rs1 * c.rs2,                                 "multiply"),
-    ("mulh",   "0000001 rs2 rs1 001 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.sext("i128")), "high half"),
-    ("mulhsu", "0000001 rs2 rs1 010 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.zext("i128")), "rs2 uns."),
-    ("mulhu",  "0000001 rs2 rs1 011 rd 0110011", lambda c: _mulh(c.rs1.zext("i128"), c.rs2.zext("i128")), "unsigned"),
-    ("div",    "0000001 rs2 rs1 100 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, True),                   "divide"),
-    ("divu",   "0000001 rs2 rs1 101 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, False),                  "unsigned"),
-    ("rem",    "0000001 rs2 rs1 110 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, True),                   "remainder"),
-    ("remu",   "0000001 rs2 rs1 111 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, False),                  "unsigned"),
-    ("mulw",   "0000001 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 * c.rs2),                         "multiply"),
-    ("divw",   "0000001 rs2 rs1 100 rd 0111011", lambda c: _div(c, _w(c.rs1), _w(c.rs2), True).sext(),    "divide"),
-    ("divuw",  "0000001 rs2 rs1 101 rd 0111011", lambda c: _div(c, _w(c.rs1), _w(c.rs2), False).sext(),   "unsigned"),
-    ("remw",   "0000001 rs2 rs1 110 rd 0111011", lambda c: _rem(c, _w(c.rs1), _w(c.rs2), True).sext(),    "remainder"),
-    ("remuw",  "0000001 rs2 rs1 111 rd 0111011", lambda c: _rem(c, _w(c.rs1), _w(c.rs2), False).sext(),   "unsigned"),
-])
+M = (
+    *family("M", "rd, rs1, rs2", Flag.NONE, [
+        ("mul",    "0000001 rs2 rs1 000 rd 0110011", lambda c: c.rs1 * c.rs2,                                 "multiply"),
+        ("mulh",   "0000001 rs2 rs1 001 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.sext("i128")), "high half"),
+        ("mulhsu", "0000001 rs2 rs1 010 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.zext("i128")), "rs2 uns."),
+        ("mulhu",  "0000001 rs2 rs1 011 rd 0110011", lambda c: _mulh(c.rs1.zext("i128"), c.rs2.zext("i128")), "unsigned"),
+    ]),
+    *family("M", "rd, rs1, rs2", Flag.NONE, [
+        ("div",  "0000001 rs2 rs1 100 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, True),  "divide"),
+        ("divu", "0000001 rs2 rs1 101 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, False), "divide, unsigned"),
+        ("rem",  "0000001 rs2 rs1 110 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, True),  "remainder"),
+        ("remu", "0000001 rs2 rs1 111 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, False), "remainder, unsigned"),
+    ]),
+    *family("M", "rd, rs1, rs2", Flag.NONE, [
+        ("mulw",  "0000001 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 * c.rs2),                           "multiply"),
+        ("divw",  "0000001 rs2 rs1 100 rd 0111011", lambda c: _div(c, word(c.rs1), word(c.rs2), True).sext(),  "divide"),
+        ("divuw", "0000001 rs2 rs1 101 rd 0111011", lambda c: _div(c, word(c.rs1), word(c.rs2), False).sext(), "unsigned"),
+        ("remw",  "0000001 rs2 rs1 110 rd 0111011", lambda c: _rem(c, word(c.rs1), word(c.rs2), True).sext(),  "remainder"),
+        ("remuw", "0000001 rs2 rs1 111 rd 0111011", lambda c: _rem(c, word(c.rs1), word(c.rs2), False).sext(), "unsigned"),
+    ]),
+)
 # fmt: on

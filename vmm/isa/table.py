@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from vmm.isa import atomic, compressed, floating, integer, system
+from vmm.isa import atomic, bitmanip, compressed, floating, integer, system
 from vmm.isa.encoding import Instruction
 
 #: Every 32-bit instruction by name.
@@ -10,6 +10,7 @@ BASE: dict[str, Instruction] = {
     insn.name: insn
     for insn in (
         *integer.I, *integer.M, *atomic.A, *floating.D,
+        *bitmanip.ZBA, *bitmanip.ZBB, *bitmanip.ZBS,
         *system.ZICSR, *system.ZIFENCEI, *system.PRIVILEGED, *system.ZICBOM, *system.ZICBOZ,
     )
 }
