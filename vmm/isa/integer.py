@@ -30,8 +30,10 @@ def _jalr(c: Context) -> Val:
     return c.next_pc
 
 
-def _mulh(a: Val, b: Val) -> Val:
-    """The high half of the product of two i128."""
+def _mulh(c: Context, rs1_signed: bool, rs2_signed: bool) -> Val:
+    """The high half of the product."""
+    a = c.rs1.sext("i128") if rs1_signed else c.rs1.zext("i128")
+    b = c.rs2.sext("i128") if rs2_signed else c.rs2.zext("i128")
     return ((a * b) >> 64).trunc("i64")
 
 
@@ -44,7 +46,7 @@ def _div(c: Context, a: Val, b: Val, signed: bool) -> Val:
     if not signed:
         return c.select(by_zero, -1, a.udiv(c.select(by_zero, 1, b)))
     overflow = b.eq(-1) & a.eq(-1 << (a.bits - 1))
-    return c.select(by_zero, c.const(-1, a.ty), a.sdiv(c.select(by_zero | overflow, 1, b)))
+    return c.select(by_zero, -1, a.sdiv(c.select(by_zero | overflow, 1, b)))
 
 
 def _rem(c: Context, a: Val, b: Val, signed: bool) -> Val:
@@ -54,6 +56,14 @@ def _rem(c: Context, a: Val, b: Val, signed: bool) -> Val:
         return c.select(by_zero, a, a.urem(c.select(by_zero, 1, b)))
     overflow = b.eq(-1) & a.eq(-1 << (a.bits - 1))
     return c.select(by_zero, a, a.srem(c.select(by_zero | overflow, 1, b)))
+
+
+def _divw(c: Context, signed: bool) -> Val:
+    return _div(c, word(c.rs1), word(c.rs2), signed).sext()
+
+
+def _remw(c: Context, signed: bool) -> Val:
+    return _rem(c, word(c.rs1), word(c.rs2), signed).sext()
 
 
 # fmt: off
@@ -134,25 +144,19 @@ I = (
     ]),
 )
 
-M = (
-    *family("M", "rd, rs1, rs2", Flag.NONE, [
-        ("mul",    "0000001 rs2 rs1 000 rd 0110011", lambda c: c.rs1 * c.rs2,                                 "multiply"),
-        ("mulh",   "0000001 rs2 rs1 001 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.sext("i128")), "high half"),
-        ("mulhsu", "0000001 rs2 rs1 010 rd 0110011", lambda c: _mulh(c.rs1.sext("i128"), c.rs2.zext("i128")), "rs2 uns."),
-        ("mulhu",  "0000001 rs2 rs1 011 rd 0110011", lambda c: _mulh(c.rs1.zext("i128"), c.rs2.zext("i128")), "unsigned"),
-    ]),
-    *family("M", "rd, rs1, rs2", Flag.NONE, [
-        ("div",  "0000001 rs2 rs1 100 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, True),  "divide"),
-        ("divu", "0000001 rs2 rs1 101 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, False), "divide, unsigned"),
-        ("rem",  "0000001 rs2 rs1 110 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, True),  "remainder"),
-        ("remu", "0000001 rs2 rs1 111 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, False), "remainder, unsigned"),
-    ]),
-    *family("M", "rd, rs1, rs2", Flag.NONE, [
-        ("mulw",  "0000001 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 * c.rs2),                           "multiply"),
-        ("divw",  "0000001 rs2 rs1 100 rd 0111011", lambda c: _div(c, word(c.rs1), word(c.rs2), True).sext(),  "divide"),
-        ("divuw", "0000001 rs2 rs1 101 rd 0111011", lambda c: _div(c, word(c.rs1), word(c.rs2), False).sext(), "unsigned"),
-        ("remw",  "0000001 rs2 rs1 110 rd 0111011", lambda c: _rem(c, word(c.rs1), word(c.rs2), True).sext(),  "remainder"),
-        ("remuw", "0000001 rs2 rs1 111 rd 0111011", lambda c: _rem(c, word(c.rs1), word(c.rs2), False).sext(), "unsigned"),
-    ]),
-)
+M = family("M", "rd, rs1, rs2", Flag.NONE, [
+    ("mul",    "0000001 rs2 rs1 000 rd 0110011", lambda c: c.rs1 * c.rs2,                "multiply"),
+    ("mulh",   "0000001 rs2 rs1 001 rd 0110011", lambda c: _mulh(c, True, True),         "high half of product"),
+    ("mulhsu", "0000001 rs2 rs1 010 rd 0110011", lambda c: _mulh(c, True, False),        "the same, rs2 unsigned"),
+    ("mulhu",  "0000001 rs2 rs1 011 rd 0110011", lambda c: _mulh(c, False, False),       "the same, both unsigned"),
+    ("div",    "0000001 rs2 rs1 100 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, True),  "divide"),
+    ("divu",   "0000001 rs2 rs1 101 rd 0110011", lambda c: _div(c, c.rs1, c.rs2, False), "divide, unsigned"),
+    ("rem",    "0000001 rs2 rs1 110 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, True),  "remainder"),
+    ("remu",   "0000001 rs2 rs1 111 rd 0110011", lambda c: _rem(c, c.rs1, c.rs2, False), "remainder, unsigned"),
+    ("mulw",   "0000001 rs2 rs1 000 rd 0111011", lambda c: sext32(c.rs1 * c.rs2),        "multiply words"),
+    ("divw",   "0000001 rs2 rs1 100 rd 0111011", lambda c: _divw(c, True),               "divide words"),
+    ("divuw",  "0000001 rs2 rs1 101 rd 0111011", lambda c: _divw(c, False),              "divide unsigned words"),
+    ("remw",   "0000001 rs2 rs1 110 rd 0111011", lambda c: _remw(c, True),               "remainder of words"),
+    ("remuw",  "0000001 rs2 rs1 111 rd 0111011", lambda c: _remw(c, False),              "remainder of unsigned words"),
+])
 # fmt: on
