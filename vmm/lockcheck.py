@@ -23,7 +23,7 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 from vmm.errors import LockOrderError
-from vmm.locks import Device, Door, DeviceLock, LockStatistics, Rank, door_of
+from vmm.locks import Device, DeviceLock, Door, LockStatistics, Rank, door_of
 
 C = TypeVar("C")
 Stack: TypeAlias = list[tuple[CodeType, int]]  # innermost first; frames would keep their locals alive

@@ -130,7 +130,7 @@ def test_coming_back_from_outside_is_reported_unless_the_door_says_why_it_may(lo
     def dma_into_own_registers() -> object:
         return model.run(lambda: None)
 
-    with pytest.raises(LockOrderError, match="re-enters model0 by run from .*dma_into_own_registers"):
+    with pytest.raises(LockOrderError, match=r"re-enters model0 by run from .*dma_into_own_registers"):
         model.run(dma_into_own_registers)
     assert model.run(lambda: model.run_again(lambda: 7)) == 7
 
@@ -150,7 +150,7 @@ def test_a_call_out_under_the_lock_of_a_door_that_does_not_post_is_reported(lock
 
 
 def test_releasing_a_lock_of_somebody_else_is_reported(locking: Locking) -> None:
-    with pytest.raises(LockOrderError, match="releases map .*, which it does not hold"):
+    with pytest.raises(LockOrderError, match=r"releases map .*, which it does not hold"):
         locking.lock("map").release()
 
 
