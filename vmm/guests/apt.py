@@ -29,7 +29,6 @@ SUITES = frozenset(
     {"buster", "bullseye", "bookworm", "trixie", "forky", "duke", "sid"}
     | {"oldoldstable", "oldstable", "stable", "testing", "unstable"}
 )
-)
 
 #: Free space that apt gets for its package lists, in bytes.
 SPARE_SPACE = 64 << 20
