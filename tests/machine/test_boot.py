@@ -226,8 +226,7 @@ def test_a_file_that_cannot_boot_is_one_line_that_names_its_option(
     path = saved(tmp_path, "file", data)
     good = {"kernel": saved(tmp_path, "Image", image())} if option == "initrd" else {}
     with pytest.raises(ConfigError) as caught:
-        boot = layout(**{**good, option: path})  # type: ignore[arg-type]
-        boot.load(PlainRam(64 * MIB))
+        layout(**{**good, option: path}).load(PlainRam(64 * MIB))  # type: ignore[arg-type]
     message = str(caught.value)
     assert words in message
     assert f"--{option} {path}" in message
@@ -256,8 +255,8 @@ def test_a_file_that_may_not_be_read_says_so(tmp_path: Path, monkeypatch: pytest
         raise PermissionError(13, "Permission denied")
 
     path = saved(tmp_path, "Image", image())
-    with monkeypatch.context() as patch, pytest.raises(ConfigError, match="you may not read it"):
-        patch.setattr(os, "open", refuse)
+    monkeypatch.setattr(os, "open", refuse)
+    with pytest.raises(ConfigError, match="you may not read it"):
         layout(kernel=path)
 
 

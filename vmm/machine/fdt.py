@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-import fdt as flattened  # type: ignore[import-untyped]
+import fdt as flattened
 
 TIMEBASE_HZ = 10_000_000
 CACHE_BLOCK = 64

@@ -10,11 +10,12 @@ power through two more narrow doors.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
-from typing import Protocol
+from typing import Any, Protocol
 
+from vmm.errors import SnapshotError
 from vmm.locks import Device, Locking, Rank, entry
 
 SPEC_VERSION = 2 << 24
@@ -197,6 +198,17 @@ class HartStates(Device):
     def save(self) -> dict[str, object]:
         return {"kind": "sbi-harts", "version": 1, "status": [int(status) for status in self._state.status]}
 
+    @entry
+    def restore(self, payload: Mapping[str, Any]) -> None:
+        """Raises SnapshotError for what `save` of a board with as many harts did not make."""
+        try:
+            status = [HartStatus(number) for number in payload["status"]]
+        except (KeyError, TypeError, ValueError):
+            raise SnapshotError(f"{self.name}: no list of hart states in the snapshot") from None
+        if (payload.get("kind"), payload.get("version"), len(status)) != ("sbi-harts", 1, self._harts):
+            raise SnapshotError(f"{self.name}: the snapshot is of another kind of board")
+        self._state = self.State(status)
+
     def _at_reset(self) -> HartStates.State:
         return self.State([HartStatus.STARTED] + [HartStatus.STOPPED] * (self._harts - 1))
 
@@ -299,7 +311,7 @@ class Sbi:
             return Return(Error.INVALID_PARAM)
         kind, start, size, asid = kinds[function], a[2], a[3], a[4] & 0xFFFF
         # "start_addr and size are both zero, or size is 2^XLEN - 1": everything. A range that wraps is widened to that.
-        if kind is Fence.INSTRUCTIONS or (start == 0 and size == 0) or start + size > _ALL_ONES:
+        if kind is Fence.INSTRUCTIONS or (start == 0 and size == 0) or start + size >= _ALL_ONES:
             start, size = 0, 1 << 64
         if mask and size:
             self._control.remote_fence(kind, mask, start, size, asid)
