@@ -149,6 +149,8 @@ class Archive:
     Downloaded packages stay in `directory`. The caller holds the directory's lock: use `archive()`.
     """
 
+    source_type = "deb"
+
     def __init__(self, directory: Path, suite: str, architecture: str, progress: Progress, refresh: bool) -> None:
         self.directory = directory
         self._suite = suite
@@ -199,7 +201,7 @@ class Archive:
         refusals = []
         for mirror in mirrors:
             (self.directory / "sources.list").write_text(
-                f"deb [arch={self._architecture} signed-by={keyring}] {mirror} {self._suite} main\n"
+                f"{self.source_type} [arch={self._architecture} signed-by={keyring}] {mirror} {self._suite} main\n"
             )
             step = f"Reading the package lists of Debian {self._suite} ({self._architecture})"
             try:
