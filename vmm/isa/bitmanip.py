@@ -6,14 +6,10 @@ from typing import TYPE_CHECKING
 
 from vmm.isa.context import Context
 from vmm.isa.encoding import Flag, family
-from vmm.isa.integer import word
+from vmm.isa.integer import word, zext32
 
 if TYPE_CHECKING:  # types only, see context.py
     from vmm.codegen.ir import Val
-
-
-def _uw(value: Val) -> Val:
-    return value & 0xFFFFFFFF
 
 
 def _unary(c: Context, intrinsic: str, value: Val, raw: str = "") -> Val:
@@ -54,16 +50,16 @@ def _bit(c: Context, n: Val) -> Val:
 # fmt: off
 ZBA = (
     *family("Zba", "rd, rs1, rs2", Flag.NONE, [
-        ("add.uw",    "0000100 rs2 rs1 000 rd 0111011", lambda c: c.rs2 + _uw(c.rs1),        "add unsigned word"),
-        ("sh1add",    "0010000 rs2 rs1 010 rd 0110011", lambda c: c.rs2 + (c.rs1 << 1),      "scale by 2 and add"),
-        ("sh2add",    "0010000 rs2 rs1 100 rd 0110011", lambda c: c.rs2 + (c.rs1 << 2),      "scale by 4 and add"),
-        ("sh3add",    "0010000 rs2 rs1 110 rd 0110011", lambda c: c.rs2 + (c.rs1 << 3),      "scale by 8 and add"),
-        ("sh1add.uw", "0010000 rs2 rs1 010 rd 0111011", lambda c: c.rs2 + (_uw(c.rs1) << 1), "scale uword by 2"),
-        ("sh2add.uw", "0010000 rs2 rs1 100 rd 0111011", lambda c: c.rs2 + (_uw(c.rs1) << 2), "scale uword by 4"),
-        ("sh3add.uw", "0010000 rs2 rs1 110 rd 0111011", lambda c: c.rs2 + (_uw(c.rs1) << 3), "scale uword by 8"),
+        ("add.uw",    "0000100 rs2 rs1 000 rd 0111011", lambda c: c.rs2 + zext32(c.rs1),        "add unsigned word"),
+        ("sh1add",    "0010000 rs2 rs1 010 rd 0110011", lambda c: c.rs2 + (c.rs1 << 1),         "scale by 2 and add"),
+        ("sh2add",    "0010000 rs2 rs1 100 rd 0110011", lambda c: c.rs2 + (c.rs1 << 2),         "scale by 4 and add"),
+        ("sh3add",    "0010000 rs2 rs1 110 rd 0110011", lambda c: c.rs2 + (c.rs1 << 3),         "scale by 8 and add"),
+        ("sh1add.uw", "0010000 rs2 rs1 010 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 1), "scale word by 2"),
+        ("sh2add.uw", "0010000 rs2 rs1 100 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 2), "scale word by 4"),
+        ("sh3add.uw", "0010000 rs2 rs1 110 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 3), "scale word by 8"),
     ]),
     *family("Zba", "rd, rs1, shamt", Flag.NONE, [
-        ("slli.uw", "000010 uimm[5:0] rs1 001 rd 0011011", lambda c: _uw(c.rs1) << c.imm, "shift unsigned word left"),
+        ("slli.uw", "000010 uimm[5:0] rs1 001 rd 0011011", lambda c: zext32(c.rs1) << c.imm, "shift word left"),
     ]),
 )
 
@@ -99,7 +95,7 @@ ZBB = (
         ("sext.b", "011000000100 rs1 001 rd 0010011", lambda c: c.rs1.trunc("i8").sext(),     "sign-extend byte"),
         ("sext.h", "011000000101 rs1 001 rd 0010011", lambda c: c.rs1.trunc("i16").sext(),    "sign-extend halfword"),
         ("zext.h", "000010000000 rs1 100 rd 0111011", lambda c: c.rs1 & 0xFFFF,               "zero-extend halfword"),
-        ("orc.b",  "001010000111 rs1 101 rd 0010011", lambda c: _orc_b(c.rs1),                "or bits of each byte"),
+        ("orc.b",  "001010000111 rs1 101 rd 0010011", lambda c: _orc_b(c.rs1),                "or bits of a byte"),
         ("rev8",   "011010111000 rs1 101 rd 0010011", lambda c: _unary(c, "bswap", c.rs1),    "reverse bytes"),
     ]),
 )

@@ -16,6 +16,10 @@ def sext32(value: Val) -> Val:
     return value.trunc("i32").sext()
 
 
+def zext32(value: Val) -> Val:
+    return value & 0xFFFFFFFF
+
+
 def word(value: Val) -> Val:
     return value.trunc("i32")
 
