@@ -1,8 +1,8 @@
 """The big lock, as a policy and as a list.
 
-There is one copy of every device. `--locking device` gives each its own lock; `--locking bql` gives all of them this one,
-the way of 2010: VCPU threads hold it whenever they are outside guest code, the I/O thread while it runs callbacks, and
-everybody queues. `vmm.locks.Locking` carries the choice out.
+There is one copy of every device. `--locking device` gives each its own lock; `--locking bql` gives all of them this
+one, the way of 2010: VCPU threads hold it whenever they are outside guest code, the I/O thread while it runs callbacks,
+and everybody queues. `vmm.locks.Locking` carries the choice out.
 
 Under `--locking device` only what `COVERED` lists takes the big lock. A test holds its length: it may only shrink.
 `python -m vmm.bql` prints it.

@@ -1,7 +1,7 @@
 """What can go wrong, by whose fault it is.
 
-The command line turns a `ConfigError` or a `HostError` into one line and an exit status; anything else that escapes is a
-defect of this program and shows its traceback.
+The command line turns a `ConfigError` or a `HostError` into one line and an exit status; anything else that escapes is
+a defect of this program and shows its traceback.
 """
 
 from __future__ import annotations
@@ -23,7 +23,10 @@ class ConfigError(VmmError):
 
 
 class HostError(VmmError):
-    """The host would not do what was asked of it: no space, no permission, no network. One line, as for `ConfigError`."""
+    """The host would not do what was asked of it: no space, no permission, no network.
+
+    The message is one line, as a `ConfigError`'s is.
+    """
 
     exit_status = 2
 

@@ -52,7 +52,7 @@ _thread: Final = _Thread()
 
 
 class CheckedLock(DeviceLock):  # type: ignore[misc]
-    """A lock that asks its checker. Those made `around` another one share its exclusion and keep an order of their own."""
+    """A lock that asks its checker. One made `around` another shares its exclusion but has its own rank."""
 
     __slots__ = ("_checker", "_inner", "children")
 
