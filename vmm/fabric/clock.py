@@ -8,8 +8,8 @@ Generated code reads the clock without an exit, from two aligned 64-bit words at
     frozen = load acquire(word 1)
     now = frozen if frozen >= 0 else load acquire(word 0) + clock_gettime(CLOCK_MONOTONIC)
 
-CLOCK_MONOTONIC is read last. Pausing and resuming happen while no hart runs guest code, so no reader can combine words of
-two periods.
+CLOCK_MONOTONIC is read last. Pausing and resuming happen while no hart runs guest code, so no reader can combine words
+of two periods.
 """
 
 from __future__ import annotations
@@ -125,7 +125,7 @@ class Clock:
         """Set guest time, ns, while paused; timers that are already due fire on `resume`."""
         with self._lock:
             if not self.paused or now < 0:
-                raise InternalError(f"clock {self.name}: set to {now} ns {'while paused' if self.paused else 'running'}")
+                raise InternalError(f"{self} cannot be set to {now} ns")
             self._set(self._time[0], now)
 
     def _set(self, offset: int, frozen: int) -> None:

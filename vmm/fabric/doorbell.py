@@ -41,7 +41,7 @@ class Doorbell:
         os.close(self.fd)
 
     def _rung(self) -> None:
-        # Emptied before the callback looks at its queue: a ring that comes after the look finds the eventfd empty again.
+        # Emptied before the callback looks at its queue: a ring that comes after the look is answered again.
         try:
             os.eventfd_read(self.fd)
         except BlockingIOError:

@@ -64,8 +64,8 @@ def _print_traceback(error: BaseException) -> None:
 class IoThread:
     """A home for callbacks. All of its methods may be called by any thread, except where they say otherwise.
 
-    `on_error(exception)` is told, on this thread, of a callback that raised; the thread goes on. `around` is entered for
-    as long as callbacks run (the big lock, under that policy).
+    `on_error(exception)` is told, on this thread, of a callback that raised; the thread goes on. `around` is held while
+    callbacks run, and not while the thread sleeps (`Locking.outside_guest`: the big lock, under that policy).
     """
 
     def __init__(
@@ -234,7 +234,7 @@ class IoThread:
         began = time.perf_counter_ns()
         try:
             function(*arguments)
-        except BaseException as e:  # noqa: BLE001 - whatever it is, `on_error` is told
+        except BaseException as e:
             self._report(e)
         spent = time.perf_counter_ns() - began
         self._running = ""
@@ -246,5 +246,5 @@ class IoThread:
     def _report(self, error: BaseException) -> None:
         try:
             self._on_error(error)
-        except BaseException:  # noqa: BLE001 - the last reporter there is; the thread must outlive it
+        except BaseException:  # the last reporter there is, and the thread must outlive it
             sys.excepthook(*sys.exc_info())

@@ -9,6 +9,7 @@ from __future__ import annotations
 import ctypes
 import mmap
 import os
+import weakref
 from collections.abc import Callable
 from types import TracebackType
 from typing import Final, Self
@@ -43,8 +44,8 @@ class Ram:
     (`CODE`, `CLEAN`) at host address `page_flags_host`; it is shared with generated code, so its bits change through
     atomic operations only.
 
-    `on_code_written(gpa, length)` is called when a page with `CODE` set was written from the host's side. It runs on the
-    writing thread, which may hold a device's lock: it must not block, and may take locks of rank VCPU and inward only.
+    `on_code_written(gpa, length)` is called when a page with `CODE` set was written from the host's side. It runs on
+    the writing thread, which may hold a device's lock: it must not block, and may take locks of rank VCPU and inward.
 
     Raises ConfigError for a size below `minimum`, above the host's memory, or not whole pages.
     """
@@ -55,18 +56,18 @@ class Ram:
         if size % PAGE or base % PAGE:
             raise ConfigError(f"--mem {size} is not a whole number of pages: use a multiple of {PAGE} bytes")
         if size > (limit := _host_ram()):
-            raise ConfigError(f"--mem {_human(size)} is more than this host has: give the guest {_human(limit)} at most")
+            raise ConfigError(f"--mem {_human(size)} is more than this host has: give at most {_human(limit)}")
         self.base: Final = base
         self.size: Final = size
         self.end: Final = base + size
         self.on_code_written: Callable[[int, int], None] = _ignore
-        self.fd = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        self.fd: Final = os.memfd_create("guest-ram", os.MFD_CLOEXEC)
+        self._close_fd = weakref.finalize(self, os.close, self.fd)
         try:
             os.ftruncate(self.fd, size)
             self._map = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
             self._flags = mmap.mmap(-1, size // PAGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as e:
-            os.close(self.fd)
             raise HostError(f"--mem {_human(size)}: this host cannot map it ({e}); give the guest less") from e
         self.host: Final = _address_of(self._map)
         self.view: Final = memoryview(self._map)
@@ -128,11 +129,8 @@ class Ram:
             self.written(gpa, length)
 
     def close(self) -> None:
-        """Give the memory back. Nothing that holds its address may still run; windows that are still open keep it mapped."""
-        if self._map.closed or self.fd < 0:
-            return
-        os.close(self.fd)
-        self.fd = -1
+        """Give the memory back. Nothing that holds its address may still run; windows still open keep it mapped."""
+        self._close_fd()
         self.view.release()
         self.page_flags.release()
         self._flags.close()

@@ -95,7 +95,7 @@ class Workers:
                 self._running[name] = (getattr(function, "__qualname__", repr(function)), time.monotonic())
             try:
                 result = function(*arguments)
-            except BaseException as e:  # noqa: BLE001 - handed to `done`, not swallowed
+            except BaseException as e:
                 result = e
             with self._lock:
                 del self._running[name]

@@ -1,0 +1,1 @@
+"""Fakes, benches and contract suites for tests of devices, here and in other projects."""
