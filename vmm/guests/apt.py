@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vmm.errors import ConfigError, HostError
-from vmm.guests import cache
+from vmm.guests import cache, deb
 from vmm.guests.progress import Progress, silent
 
 KEYRINGS = tuple(
@@ -32,6 +32,9 @@ SUITES = frozenset(
 
 #: Free space that apt gets for its package lists, in bytes.
 SPARE_SPACE = 64 << 20
+
+#: Free space for a package with all that it depends on, packed and unpacked, in bytes.
+TREE_SPACE = 500 << 20
 
 # Read after the host's own configuration (apt.conf(5)), so that it wins. The host's hooks would run as the user.
 CONFIGURATION = """\
@@ -93,7 +96,8 @@ def parse_deb822(text: str) -> Iterator[Source]:
     lines = [line for line in text.splitlines() if not line.startswith("#")]
     for stanza in re.split(r"\n\s*\n", "\n".join(lines)):
         fields = {
-            name.lower(): value.split() for name, value in re.findall(r"(?m)^([A-Za-z-]+):((?:.*(?:\n[ \t].*)*))", stanza)
+            name.lower(): value.split()
+            for name, value in re.findall(r"(?m)^([A-Za-z-]+):((?:.*(?:\n[ \t].*)*))", stanza)
         }
         if "deb" in fields.get("types", ()) and fields.get("enabled", ["yes"])[0].lower() not in ("no", "false"):
             for uri in fields.get("uris", ()):
@@ -165,7 +169,7 @@ class Archive:
         if kept and not self._refresh:
             return kept[-1]
         found = self.fields(package)
-        name = "_".join((package, found["version"].replace(":", "%3a"), found["architecture"])) + ".deb"
+        name = f"{package}_{_in_file_name(found['version'])}_{found['architecture']}.deb"
         final = self.directory / name
         if final in kept:
             return final
@@ -176,6 +180,50 @@ class Archive:
             os.replace(scratch / name, final)
         for old in kept:
             old.unlink(missing_ok=True)
+        return final
+
+    def fetch_file(self, package: str, member: str) -> Path:
+        """One file of `package`, unpacked; `member` is its path in the package, like "usr/bin/qemu-riscv64"."""
+        source = self.fetch(package)
+        directory = cache.private_directory(self.directory / "files") / source.stem
+        final = directory / Path(member).name
+        if final.exists():
+            return final
+        cache.require_space(self.directory, SPARE_SPACE)
+        with cache.unfinished(self.directory) as scratch, deb.open_deb(source) as files:
+            for entry in files:
+                content = files.extractfile(entry) if entry.name == f"./{member}" else None
+                if content is not None:
+                    unpacked = scratch / final.name
+                    with open(unpacked, "wb") as stream:
+                        shutil.copyfileobj(content, stream)
+                    unpacked.chmod(entry.mode)
+                    directory.mkdir(exist_ok=True)
+                    os.replace(unpacked, final)
+                    return final
+        raise HostError(f"{source.name}: no {member} in this package")
+
+    def fetch_tree(self, package: str) -> Path:
+        """A directory with the files of `package` and of all that it depends on, as below "/", for `command()`."""
+        trees = cache.private_directory(self.directory / "trees")
+        kept = sorted(trees.glob(f"{package}_*"))
+        if kept and not self._refresh:
+            return kept[-1]
+        final = trees / f"{package}_{_in_file_name(self.fields(package)['version'])}"
+        if final in kept:
+            return final
+        cache.require_space(self.directory, TREE_SPACE)
+        with cache.unfinished(trees) as scratch:
+            step = f"Downloading {package} and what it depends on"
+            scratch_archives = f"--option=Dir::Cache::archives={scratch}"
+            wanted = ["install", "--download-only", "--no-install-recommends", "--yes", package]
+            self._run(["apt-get", scratch_archives, "--option=APT::Keep-Downloaded-Packages=true", *wanted], step)
+            tree = scratch / "tree"
+            for source in sorted(scratch.glob("*.deb")):
+                self._run(["dpkg-deb", "--extract", str(source), str(tree)], f"Unpacking {package}")
+            os.replace(tree, final)
+        for old in kept:
+            shutil.rmtree(old, ignore_errors=True)
         return final
 
     def fields(self, package: str) -> dict[str, str]:
@@ -214,15 +262,15 @@ class Archive:
         raise refusals[0]
 
     def _run(self, command: list[str], step: str, directory: Path | None = None) -> str:
-        """Run one apt program in `directory`; its standard output, or HostError with what it complained of."""
+        """Run a program of apt's or dpkg's in `directory`: its standard output, or HostError with its complaint."""
         self._progress(step, None)
         reports, reports_writer = os.pipe()
-        arguments = [
-            _program(command[0]),
-            f"--config-file={self.directory / 'apt.conf'}",
-            f"--option=APT::Status-Fd={reports_writer}",
-            *command[1:],
-        ]
+        arguments = [_program(command[0]), *command[1:]]
+        if command[0].startswith("apt-"):
+            arguments[1:1] = [
+                f"--config-file={self.directory / 'apt.conf'}",
+                f"--option=APT::Status-Fd={reports_writer}",
+            ]
         with open(reports, "rb") as lines, tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as complaints:
             try:
                 child = subprocess.Popen(
@@ -251,6 +299,10 @@ class Archive:
                 raise HostError(f"apt: {step}: {_first_complaint(complaints.read().decode(errors='replace'))}")
             self._progress(step, 1.0)
             return output.read().decode(errors="replace")
+
+
+def _in_file_name(version: str) -> str:
+    return version.replace(":", "%3a")
 
 
 def _first_complaint(text: str) -> str:
@@ -282,14 +334,16 @@ def archive(
         yield Archive(directory, suite, architecture, progress, refresh)
 
 
-def fetch(
-    package: str,
-    suite: str,
-    architecture: str,
-    cache_dir: Path | None = None,
-    progress: Progress = silent,
-    refresh: bool = False,
-) -> Path:
-    """The .deb of one package; see `archive()` for the errors and for what is cached."""
-    with archive(suite, architecture, cache_dir, progress, refresh) as debian:
+def fetch(package: str, suite: str, architecture: str, cache_dir: Path | None = None) -> Path:
+    """The .deb of one package, from the cache or downloaded. Errors as of `archive()`."""
+    with archive(suite, architecture, cache_dir) as debian:
         return debian.fetch(package)
+
+
+def command(tree: Path, program: str) -> list[str]:
+    """How to run `program` of `Archive.fetch_tree()` with its own libraries, on a host of the same architecture."""
+    loader = next(tree.glob("usr/lib*/ld-linux-*.so.*"), None)
+    library = next(tree.glob("usr/lib/*/libc.so.6"), None)
+    if loader is None or library is None:
+        raise HostError(f"{tree.name}: no C library in it")
+    return [str(loader), "--library-path", str(library.parent), str(tree / program)]

@@ -1,4 +1,4 @@
-"""A cpio archive that Linux unpacks as its first file system (Documentation/driver-api/early-userspace/buffer-format)."""
+"""The archive that Linux unpacks as its first file system (Linux: early-userspace/buffer-format.rst)."""
 
 from __future__ import annotations
 
