@@ -34,8 +34,12 @@ STACK_DEPTH: Final = 12
 @dataclass(slots=True)
 class _Hold:
     lock: CheckedLock
-    taken_at: Stack
+    frame: FrameType  # that took it; alive while the lock is held, as its callers are
+    line: int
     depth: int = 1
+
+    def stack(self) -> Stack:
+        return [(self.frame.f_code, self.line), *_stack(self.frame.f_back)]
 
 
 class _Thread(threading.local):
@@ -130,7 +134,7 @@ class Checker:
             rule = "which does not declare it as a child" if outer.rank == lock.rank else f"against {_ORDER}"
             self.report(
                 f"takes {_label(lock)} while it holds {_label(outer)}, {rule}",
-                {f"{outer.name} was taken at": hold.taken_at, f"{lock.name} is wanted at": _stack()},
+                {f"{outer.name} was taken at": hold.stack(), f"{lock.name} is wanted at": _stack()},
             )
 
     def took(self, lock: CheckedLock) -> None:
@@ -138,7 +142,10 @@ class Checker:
         if hold:
             hold.depth += 1
         else:
-            _thread.holds.append(_Hold(lock, _stack()))
+            frame = sys._getframe(1)
+            while frame.f_code.co_filename in _OWN_FILES and frame.f_back:
+                frame = frame.f_back
+            _thread.holds.append(_Hold(lock, frame, frame.f_lineno))
 
     def frees(self, lock: CheckedLock) -> bool:
         """Note a release; whether there is a lock to release."""
@@ -162,7 +169,7 @@ class Checker:
             return
         self.report(
             f"re-enters {device.name} by {method} from {caller.f_code.co_qualname} while it is inside",
-            {"it is inside since": hold.taken_at, "it came back at": _stack()},
+            {"it is inside since": hold.stack(), "it came back at": _stack()},
         )
 
     def private(self, device: Device, method: str) -> None:
@@ -181,7 +188,7 @@ class Checker:
                 self.report(
                     f"runs {call!r}, posted by {device.name}, while it holds {_label(hold.lock)}:"
                     " the door that took it must be @entry(posts=True)",
-                    {f"{hold.lock.name} was taken at": hold.taken_at, "the call was posted at": posted_at},
+                    {f"{hold.lock.name} was taken at": hold.stack(), "the call was posted at": posted_at},
                 )
         call(*args)
 
@@ -252,6 +259,7 @@ def _checker(device: Device) -> Checker:
     return cast(CheckedLock, device._lock)._checker
 
 
+_OWN_FILES: Final = {code.co_filename for code in (Checker.took.__code__, DeviceLock.contend.__code__)}
 _ORDER: Final = " < ".join(rank.name for rank in Rank)
 
 
@@ -259,12 +267,12 @@ def _label(lock: DeviceLock) -> str:
     return f"{lock.name} (class {lock.lock_class}, rank {lock.rank.name})"
 
 
-def _stack() -> Stack:
-    """Where the calling thread is, without the frames of this module."""
-    frame: FrameType | None = sys._getframe(1)
+def _stack(frame: FrameType | None = None) -> Stack:
+    """Where a frame, or else the calling thread, is; without the frames of the locks themselves."""
+    frame = frame or sys._getframe(1)
     stack: Stack = []
     while frame and len(stack) < STACK_DEPTH:
-        if frame.f_code.co_filename != __file__:
+        if frame.f_code.co_filename not in _OWN_FILES:
             stack.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return stack

@@ -168,12 +168,14 @@ def thread_name(ident: int) -> str:
 # -- call-outs ---------------------------------------------------------------------------------------------------------
 
 
-class _Outbox(threading.local):
-    """What this thread's doors have queued to run once it is out of the outermost of them.
+class _Outbox:
+    """What one thread's doors have queued to run once it is out of the outermost of them.
 
     Per thread, not per device: when one device calls down into another, the inner one's call-outs must wait until the
     outer lock is free too.
     """
+
+    __slots__ = ("calls", "depth")
 
     def __init__(self) -> None:
         self.depth = 0
@@ -192,7 +194,12 @@ class _Outbox(threading.local):
                 self.drain()
 
 
-_outbox: Final = _Outbox()
+class _Thread(threading.local):
+    def __init__(self) -> None:
+        self.outbox = _Outbox()
+
+
+_thread: Final = _Thread()
 
 
 # -- doors -------------------------------------------------------------------------------------------------------------
@@ -219,6 +226,7 @@ def {name}{parameters}:
 
 _POSTING_ENTRY: Final = """\
 def {name}{parameters}:
+    __outbox = __thread.outbox
     __outbox.depth += 1
     try:
         __lock = {self}._lock
@@ -279,7 +287,7 @@ def _compile(template: str, method: Callable[..., Any], door: Door) -> Callable[
     )
     filename = f"<@entry {method.__module__}.{method.__qualname__}>"
     linecache.cache[filename] = (len(source), None, source.splitlines(keepends=True), filename)  # for tracebacks
-    namespace: dict[str, Any] = {"__body": method, "__outbox": _outbox}
+    namespace: dict[str, Any] = {"__body": method, "__thread": _thread}
     exec(compile(source, filename, "exec"), namespace)
     door_function: Any = functools.wraps(method)(namespace[method.__name__])
     door_function.__defaults__ = method.__defaults__
@@ -317,9 +325,10 @@ class Device:
 
     def _post(self, call: Callable[..., object], *args: Any) -> None:
         """Queue a call for when this thread is out of its outermost `@entry(posts=True)` door."""
-        if not _outbox.depth:
+        outbox = _thread.outbox
+        if not outbox.depth:
             raise InternalError(f"{self.name}: _post({call!r}) outside a door marked @entry(posts=True)")
-        _outbox.calls.append((call, args))
+        outbox.calls.append((call, args))
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} {self._lock!r}>"
