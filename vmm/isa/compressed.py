@@ -24,7 +24,7 @@ def rows(bases: Mapping[str, Instruction]) -> tuple[Instruction, ...]:
         ("c.sw",       "110 uimm[5:3] rs1' uimm[2|6] rs2' 00",       "rs2, imm(rs1)",  "sw rs2, imm(rs1)"),
         ("c.sd",       "111 uimm[5:3] rs1' uimm[7:6] rs2' 00",       "rs2, imm(rs1)",  "sd rs2, imm(rs1)"),
         # quadrant 1
-        ("c.nop",      "000 imm[5] 00000 imm[4:0] 01",               "imm",            "addi x0, x0, imm"),
+        ("c.nop",      "000 - 00000 ----- 01",                       "",               "addi x0, x0, 0"),
         ("c.addi",     "000 imm[5] rd!=0 imm[4:0] 01",               "rd, imm",        "addi rd, rd, imm"),
         ("c.addiw",    "001 imm[5] rd!=0 imm[4:0] 01",               "rd, imm",        "addiw rd, rd, imm"),
         ("c.li",       "010 imm[5] rd imm[4:0] 01",                  "rd, imm",        "addi rd, x0, imm"),

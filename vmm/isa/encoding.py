@@ -14,7 +14,7 @@ An encoding is written as the tables of the RISC-V manual write it, most signifi
 | `imm[7:6]`, `uimm[7:6]`    | these bits of operand `imm`, which is signed or unsigned                              |
 | `nzimm[...] nzuimm[...]`   | the same, and an immediate of zero is another instruction or reserved                 |
 | `rm`                       | a rounding mode; 5 and 6 are reserved (unpriv. spec, "F", rounding modes)             |
-| `aq rl fm pred succ`       | the fields of those names                                                             |
+| `aq rl pred succ`          | the fields of those names                                                             |
 | `rd!=0,2`                  | the field, except for these values                                                    |
 
 A spelling is a list of the words of `WORDS` with the assembler's punctuation. A compressed instruction has no
@@ -135,7 +135,7 @@ class Packing(enum.Enum):
 
 
 #: Operands that only the disassembler wants: every access is ordered as strongly as these can ask.
-UNPACKED = frozenset({"aq", "rl", "fm", "pred", "succ"})
+UNPACKED = frozenset({"aq", "rl", "pred", "succ"})
 
 #: The words of a spelling, with the operand each one shows.
 WORDS = {
@@ -212,7 +212,7 @@ class Instruction:
 
 # -- reading a row ----------------------------------------------------------------------------------------------------
 
-_WIDTHS = {"rd": 5, "rs1": 5, "rs2": 5, "rs3": 5, "rm": 3, "aq": 1, "rl": 1, "fm": 4, "pred": 4, "succ": 4}
+_WIDTHS = {"rd": 5, "rs1": 5, "rs2": 5, "rs3": 5, "rm": 3, "aq": 1, "rl": 1, "pred": 4, "succ": 4}
 _TOKEN = re.compile(r"(?P<name>[a-z]\w*)(?P<short>')?(\[(?P<bits>[\d:|]+)\])?(!=(?P<not>[\d,]+))?$")
 
 
@@ -290,7 +290,7 @@ def _base(
 ) -> Instruction:
     p = _Pattern(pattern)
     shown = {WORDS[word] for word in _WORD.findall(syntax)}
-    if shown != set(p.operands) - {"aq", "rl", "fm"}:
+    if shown != set(p.operands) - {"aq", "rl"}:
         raise ValueError(f"{name}: {pattern!r} is not spelled {syntax!r}")
     if "rm" in p.operands:
         flags |= Flag.ROUNDS

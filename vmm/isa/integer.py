@@ -143,8 +143,8 @@ I = (
         ("srlw", "0000000 rs2 rs1 101 rd 0111011", lambda c: (word(c.rs1) >> (word(c.rs2) & 31)).sext(), "shift right"),
         ("sraw", "0100000 rs2 rs1 101 rd 0111011", lambda c: word(c.rs1).sar(word(c.rs2) & 31).sext(),   "arithmetic"),
     ]),
-    *family("I", "pred, succ", Flag.NONE, [
-        ("fence", "fm pred succ ----- 000 ----- 0001111", lambda c: c.system("fence"), "order memory accesses"),
+    *family("I", "pred, succ", Flag.NONE, [  # what `fm`, rs1 and rd would add is reserved, and to be ignored
+        ("fence", "---- pred succ ----- 000 ----- 0001111", lambda c: c.system("fence"), "order memory accesses"),
     ]),
 )
 
