@@ -1,0 +1,209 @@
+"""The pre-decoder: from the instruction tables, native code that turns an instruction into a record.
+
+A record is written operands first, handler last (release), so that a hart that runs into it meanwhile finds either
+the record undecoded or complete. Its handler goes from `undecoded` to the instruction's once, and may later become
+the closing one when the page is retired; operands never change under a handler.
+"""
+
+from __future__ import annotations
+
+from vmm.codegen.ir import Function, Val
+from vmm.isa.encoding import BitField, Flag, Instruction
+from vmm.isa.table import BASE, COMPRESSED
+from vmm.vcpu.layout import EXEC, HANDLER_TABLE, PAGE, RECORD, RECORDS_HEADER, SINK, Cause
+from vmm.vcpu.native.abi import Native, shared_of
+
+
+#: Handlers that are no instruction's, first in the table.
+UNDECODED, PAGE_END, ILLEGAL, STRADDLING = range(4)
+_SPECIAL = ("undecoded", "page_end", "illegal", "straddling")
+
+#: How a handler treats what the pre-decoder found out: a target in the same page (`near`), any target (`far`), the
+#: dynamic rounding mode, a static one.
+Variant = str
+
+
+def variants(insn: Instruction) -> tuple[Variant, ...]:
+    """The handlers that a 32-bit instruction (or what a compressed one stands for) comes in."""
+    if insn.flags & (Flag.BRANCH | Flag.JAL | Flag.JALR):
+        return ("near", "far")
+    if insn.flags & Flag.ROUNDS:
+        return ("dynamic", "static")
+    return ("",)
+
+
+def handler_name(insn: Instruction, length: int, variant: Variant) -> str:
+    return "_".join(part for part in ("h", insn.name.replace(".", "_"), variant, str(length)) if part)
+
+
+def _rows() -> list[tuple[Instruction, int, Variant]]:
+    short = {insn.base.name for insn in COMPRESSED.values()}
+    return [
+        (insn, length, variant)
+        for insn in BASE.values()
+        for length in ((4, 2) if insn.name in short else (4,))
+        for variant in variants(insn)
+    ]
+
+
+#: Every instruction handler: (32-bit instruction, its length in memory, variant).
+HANDLERS = _rows()
+
+#: Names of all handlers, in the order of the table that `SHARED.handlers` points to.
+HANDLER_NAMES = [*(f"h_{name}" for name in _SPECIAL), *(handler_name(*row) for row in HANDLERS)]
+
+_INDEX = {name: i for i, name in enumerate(HANDLER_NAMES)}
+
+
+def define(native: Native) -> None:
+    _table(native)
+    _decode(native)
+    _special(native)
+
+
+def _table(native: Native) -> None:
+    """fill_handlers(table): the address of every handler, in the order of `HANDLER_NAMES`."""
+    assert 4 * len(HANDLER_NAMES) <= HANDLER_TABLE
+    f = native.m.function("fill_handlers", "void", [("table", "ptr")])
+    for i, name in enumerate(HANDLER_NAMES):
+        f.store(Val(f, "i64", f"ptrtoint (ptr @{name} to i64)").trunc("i32"), f.args[0], 4 * i)
+    f.ret()
+
+
+def _extract(f: Function, word: Val, field: BitField) -> Val:
+    """The operand in `word` (i64), sign-extended if it is signed."""
+    value = f.const(field.add)
+    for hi, lo, at in field.pieces:
+        value = value + (word.field(hi, lo) << at)
+    if field.signed and field.pieces:
+        spare = 64 - field.width
+        value = (value << spare).sar(spare)
+    return value
+
+
+def _decode(native: Native) -> None:
+    """(st, record, instruction, its byte offset in the page, 1: far targets only)"""
+    f, st, (record, word, offset, only_far) = native.plain("decode")
+    table = shared_of(st).get("handlers")
+    illegal = f.label("illegal")
+
+    def commit(operands: Val, index: Val) -> None:
+        f.store(operands.trunc("i32"), record, 4, order="monotonic")
+        f.store(f.load("i32", table, index << 2), record, 0, order="release")
+        f.ret()
+
+    def leaf(insn: Instruction) -> None:
+        packed = f.const(0)
+        values = {}
+        for slot in insn.packing.value:
+            if slot.operand not in insn.sources:
+                continue
+            value = _extract(f, word, insn.sources[slot.operand])
+            values[slot.operand] = value
+            if slot.operand == "rd" and not insn.base.is_fp_register("rd"):
+                value = f.select(value.eq(0), f.const(SINK), value)
+            packed = packed | ((value & ((1 << slot.width) - 1)) << slot.low)
+        first, *others = (f.const(_INDEX[handler_name(insn.base, insn.length, v)]) for v in variants(insn.base))
+        if insn.flags & (Flag.BRANCH | Flag.JAL):
+            near = (offset + values["imm"]).ltu(PAGE) & only_far.eq(0)
+            first = f.select(near, first, others[0])
+        elif insn.flags & Flag.JALR:
+            first = f.select(only_far.eq(0), first, others[0])
+        elif insn.flags & Flag.ROUNDS:
+            first = f.select(values["rm"].eq(7), first, others[0])
+        commit(packed, first)
+
+    def group(rows: list[Instruction]) -> None:
+        for insn in rows:
+            here = (word & insn.mask).eq(insn.match)
+            for x in insn.where:
+                value = insn.operands[x.operand]
+                for excluded in x.values:
+                    here = here & _extract(f, word, value).ne(excluded)
+            with f.if_(here):
+                leaf(insn)
+        f.goto(illegal)
+
+    def tree(insns: list[Instruction], low_bits: int, shift: int) -> None:
+        groups: dict[int, list[Instruction]] = {}
+        for insn in insns:
+            for funct3 in range(8):
+                if (insn.match ^ (funct3 << shift)) & insn.mask & (7 << shift) == 0:
+                    key = insn.match & ((1 << low_bits) - 1) | funct3 << low_bits
+                    groups.setdefault(key, []).append(insn)
+        key = (word & ((1 << low_bits) - 1)) | (((word >> shift) & 7) << low_bits)
+        labels = {k: f.label("group") for k in groups}
+        f.switch(key, [((k,), label) for k, label in labels.items()], illegal)
+        for k, rows in groups.items():
+            f.at(labels[k])
+            group(rows)
+
+    with f.if_((word & 3).eq(3)):
+        tree(list(BASE.values()), 7, 12)
+    tree(list(COMPRESSED.values()), 2, 13)
+    f.at(illegal)
+    commit(f.const(0), f.const(ILLEGAL))
+
+
+def _special(native: Native) -> None:
+    # The first execution of an instruction: decode it, then run it.
+    h = native.frame("h_undecoded")
+    f, st, pc = h.f, h.st, h.pc
+    offset = pc & (PAGE - 1)
+    header = h.ip.offset(-((offset << 2) + RECORDS_HEADER))
+    page = f.load("i64", header, 8)
+    shared = h.shared()
+    # Say which chunks hold code first, read them after: see memory.py about the order.
+    last = f.min_u((offset + 3) >> 6, f.const(63))
+    chunks = (f.const(1) << (offset >> 6)) | (f.const(1) << last)
+    f.rmw("or", shared.get("code_masks").offset(page << 3), chunks)
+    at = (f.load("i64", header, 0) + offset).to_ptr()
+    low = f.load("i16", at, order="seq_cst").zext()
+    with f.if_((low & 3).ne(3)):
+        h.call("decode", h.ip, low, offset, 0)
+        h.dispatch(h.ip, h.n)
+    with f.if_(offset.eq(PAGE - 2)):
+        f.store(f.load("i32", shared.get("handlers"), 4 * STRADDLING), h.ip, 0, order="release")
+        h.dispatch(h.ip, h.n)
+    word = low | (f.load("i16", at, 2, order="monotonic").zext() << 16)
+    h.call("decode", h.ip, word, offset, 0)
+    h.dispatch(h.ip, h.n)
+
+    # Behind the last record of a page, and all of a retired page: find the records of this pc.
+    h = native.frame("h_page_end")
+    h.go("jump", h.pc, h.n)
+
+    h = native.frame("h_illegal")
+    pc = h.pc
+    n = h.n - 1
+    with h.f.if_(n.lts(0), likely=False):
+        h.go("slice_end", pc, n)
+    h.call("illegal", pc)
+    h.go("fault", pc, n)
+
+    # A 32-bit instruction whose halves lie in two pages: fetched anew each time, decoded into the hart's own scratch.
+    h = native.frame("h_straddling")
+    f, st, pc = h.f, h.st, h.pc
+    with f.if_(h.n.les(0)):
+        h.go("slice_end", pc, h.n - 1)
+    header = h.ip.offset(-(((PAGE - 2) << 2) + RECORDS_HEADER))
+    low = f.load("i16", (f.load("i64", header, 0) + (PAGE - 2)).to_ptr(), order="monotonic").zext()
+    second = pc + 2
+    pa = h.call("translate", second, EXEC)
+    with f.if_(st.get("fault").ne(0)):
+        h.go("fault", pc, h.n - 1)
+    shared = h.shared()
+    offset = pa - shared.get("ram_base")
+    allowed = h.call("pmp_allows", pa, 2, EXEC, st.get("prv"))
+    with f.if_(offset.geu(shared.get("ram_size")) | ~allowed):
+        h.call("set_fault", Cause.FETCH_ACCESS, second)
+        h.go("fault", pc, h.n - 1)
+    high = f.load("i16", (shared.get("ram_host") + offset).to_ptr(), order="monotonic").zext()
+    scratch = st.addr("scratch")
+    h.call("decode", scratch, low | (high << 16), 0, 1)
+    f.store(f.load("i32", shared.get("handlers"), 4 * PAGE_END), scratch, 2 * RECORD)
+    st.set("pcbias", pc - (scratch.to_int() >> 2))
+    h.dispatch(scratch, h.n)
+
+
+

@@ -1,0 +1,324 @@
+"""The software VCPU: harts that run in native code which Python generated (`vmm/vcpu/native`), outside of the GIL.
+
+The protocol has the shape of KVM's run loop: `run()` executes guest code until something needs Python and says what
+(`layout.Exit`); the caller answers in the hart's exit fields and runs on. A hart is run by one thread at a time; `kick`
+and the interrupt wires are for any thread.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+from collections.abc import Callable, Iterable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from vmm import codegen, isa
+from vmm.codegen.cache import cached_image, source_key
+from vmm.codegen.image import Image, LoadedImage
+from vmm.errors import ConfigError, InternalError
+from vmm.fabric.bus import BusDoorbell
+from vmm.fabric.clock import Clock
+from vmm.fabric.ram import Ram
+from vmm.isa.csr import NUMBERS
+from vmm.vcpu import layout, native
+from vmm.vcpu.layout import HART, MAX_DOORBELLS, MAX_HARTS, PLIC_SOURCES, POLL_EXIT, SHARED, Exit, Mmio, Words
+
+ARENA = 96 << 20  # bytes of address space for pre-decoded pages: about 5800 pages of guest code
+UNLIMITED = 1 << 62
+_MISA = (2 << 62) | sum(1 << (ord(letter) - ord("A")) for letter in "ACDFIMSU")
+_NEVER = (1 << 64) - 1
+_MAP_NORESERVE = 0x4000  # Linux on x86-64; `mmap` names it from Python 3.13 on
+
+
+def _sources() -> list[Path]:
+    packages = (Path(p.__file__ or "").parent for p in (codegen, isa, native))
+    return [Path(layout.__file__), *(path for package in packages for path in package.glob("*.py"))]
+
+
+def _build() -> Image:
+    from vmm.codegen.llvm import compile_module
+    from vmm.vcpu.native.build import native_text
+
+    return compile_module(native_text())
+
+
+@cache
+def native_code() -> LoadedImage:
+    """The native code, generated on this user's first run and cached (see `vmm.codegen.cache`)."""
+    return LoadedImage(cached_image("vcpu", source_key(_sources()), _build))
+
+
+class Natives:
+    """The functions of the image that Python calls. All but `run` are short, and keep the GIL."""
+
+    def __init__(self, image: LoadedImage) -> None:
+        address, word, half = ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32
+
+        def short(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
+            return ctypes.PYFUNCTYPE(result, *arguments)(image.address(name))
+
+        self.run: Callable[[int], int] = ctypes.CFUNCTYPE(ctypes.c_int64, address)(image.address("run"))
+        self.wake = short("wake", None, address, half)
+        self.set_level = short("plic_set_level", None, address, word, word)
+        self.set_mode = short("set_mode", None, address)
+        self.flush_data = short("flush_data", None, address)
+        self.flush_fetch = short("flush_fetch", None, address)
+        self.page_written = short("page_written", None, address, word, word)
+        self.revoke_writes = short("revoke_writes", None, address, word)
+        self.csr_read = short("csr_read", word, address, word, word)
+        self.csr_write = short("csr_write", None, address, word, word, word)
+        self.translate = short("translate", word, address, word, word)
+        self.time = short("time", word, address)
+
+
+class PlicWire:
+    """An interrupt source of the PLIC: `set` is one native call, and nothing when the level does not change."""
+
+    __slots__ = ("_hart", "_level", "_set", "source")
+
+    def __init__(self, set_level: Callable[..., Any], hart: int, source: int) -> None:
+        self._set = set_level
+        self._hart = hart
+        self._level = False
+        self.source = source
+
+    def __repr__(self) -> str:
+        return f"<PLIC source {self.source}: {'high' if self._level else 'low'}>"
+
+    @property
+    def level(self) -> bool:
+        return self._level
+
+    def set(self, level: bool) -> None:
+        if level is not self._level:
+            self._level = level
+            self._set(self._hart, self.source, level)
+
+
+class SoftwareVcpu:
+    """One hart. `x`, `f` and the exit fields are one-element or longer memoryviews on its native state."""
+
+    def __init__(self, backend: SoftwareBackend, index: int) -> None:
+        self._natives = backend.natives
+        self.index = index
+        self.words = Words(HART)
+        self.words["shared"] = backend.shared.address
+        self.address = self.words.address
+        self.x = self.words.view("x")
+        self.f = self.words.view("f")
+        self.mmio_addr = self.words.view("mmio_addr")
+        self.mmio_size = self.words.view("mmio_size")
+        self.mmio_value = self.words.view("mmio_value")
+        self.mmio_state = self.words.view("mmio_state")
+        self._budget = self.words.view("budget")
+        self._run = backend.natives.run
+        self._sbi = backend.sbi
+        self.reset()
+
+    def __repr__(self) -> str:
+        return f"<SoftwareVcpu {self.index}: pc {self.pc:#x}, {self.instructions} instructions>"
+
+    def reset(self) -> None:
+        """The reset state (priv. spec 3.4): machine mode, or with the built-in SBI what a kernel finds (SBI 2.0, 9.1)."""
+        w = self.words
+        for name, field in HART.fields.items():
+            if name not in ("shared", "mip_hw", "fence_req", "fence_ack"):
+                view = w.view(name)
+                for i in range(field.count if field.count < 64 else 0):
+                    view[i] = 0
+        # Wires keep their levels over a reset; what timers and other harts raised goes.
+        w["mip_hw"] &= 1 << layout.MEI | 1 << layout.SEI
+        w["mhartid"] = self.index
+        w["misa"] = _MISA
+        w["mxcsr"] = 0x1F80
+        w["res_addr"] = _NEVER
+        w["mtimecmp"] = w["stimecmp"] = _NEVER
+        w["menvcfg"] = 1 << 61  # ADUE: the page walk sets A and D
+        w["prv"] = layout.PRV_M
+        w["pmp_on"] = 1
+        if self._sbi:
+            w["sbi_builtin"] = 1
+            w["pmp_on"] = 0
+            w["prv"] = layout.PRV_S
+            w["medeleg"] = 0xB1FF  # all but the calls to SBI itself
+            w["mideleg"] = 1 << layout.SSI | 1 << layout.STI | 1 << layout.SEI
+            w["mcounteren"] = 7
+            w["menvcfg"] |= 1 << 63 | 1 << 62 | 0xD0  # Sstc, Svpbmt, cache block instructions
+        self.flush()
+        self._natives.set_mode(self.address)
+
+    def flush(self) -> None:
+        """Forget all cached translations. The hart must not be in guest code."""
+        self._natives.flush_data(self.address)
+        self._natives.flush_fetch(self.address)
+
+    # -- running ------------------------------------------------------------------------------------------------------
+
+    def run(self, budget: int | None = None) -> int:
+        """Execute guest code; an `Exit`, as a plain int. With a `budget`, stop after exactly so many instructions.
+
+        An instruction that traps counts. After MMIO_READ put the answer in `mmio_value`, after MMIO_WRITE nothing,
+        and in both cases `Mmio.DONE` (or FAULT) in `mmio_state`, then run again.
+        """
+        self._budget[0] = UNLIMITED if budget is None else budget
+        return self._run(self.address)
+
+    def kick(self) -> None:
+        """Make `run` return KICK soon, now or when it is next called. Any thread."""
+        self._natives.wake(self.address, POLL_EXIT)
+
+    # -- state, for whoever has stopped the hart ------------------------------------------------------------------------
+
+    @property
+    def pc(self) -> int:
+        return self.words["pc"]
+
+    @pc.setter
+    def pc(self, value: int) -> None:
+        self.words["pc"] = value
+
+    @property
+    def privilege(self) -> int:
+        return self.words["prv"]
+
+    @privilege.setter
+    def privilege(self, value: int) -> None:
+        self.words["prv"] = value
+        self._natives.set_mode(self.address)
+
+    @property
+    def instructions(self) -> int:
+        """Steps since reset: instructions, and those that trapped instead."""
+        return self.words["retired"]
+
+    def csr(self, name: str) -> int:
+        """A CSR by name, whatever the privilege. Raises KeyError for one that does not exist."""
+        number = NUMBERS[name]
+        self.words["fault"] = 0
+        value: int = self._natives.csr_read(self.address, number, _NEVER)
+        if self.words["fault"]:
+            raise KeyError(name)
+        return value
+
+    def set_csr(self, name: str, value: int) -> None:
+        self._natives.csr_write(self.address, NUMBERS[name], value, _NEVER)
+        self.words["resync"] = 0
+
+    def start_at(self, pc: int, a0: int, a1: int, a2: int = 0) -> None:
+        """Entry registers of firmware and kernels: hart id and device tree (and fw_dynamic's info)."""
+        self.pc = pc
+        self.x[10], self.x[11], self.x[12] = a0, a1, a2
+
+    def statistics(self) -> dict[str, int]:
+        names = ("retired", "untaken", "trap_count", "irq_count", "wfi_count", "idle_ns")
+        return {name: self.words[name] for name in names}
+
+
+class SoftwareBackend:
+    """All harts of a machine, their interrupt controllers, and the code they have in common."""
+
+    def __init__(
+        self, ram: Ram, clock: Clock, harts: int, *, plic_base: int, clint_base: int, sbi: bool
+    ) -> None:
+        if not 1 <= harts <= MAX_HARTS:
+            raise ConfigError(f"--smp {harts}: give 1 to {MAX_HARTS} harts")
+        self.image = native_code()
+        self.natives = Natives(self.image)
+        self.ram = ram
+        self.sbi = sbi
+        self.shared = shared = Words(SHARED)
+        pages = ram.size // layout.PAGE
+        # Sparse: what is never executed costs no memory.
+        self._code_pages = _private(pages * 8)
+        self._code_masks = _private(pages * 8)
+        self._arena = _private(ARENA)
+        self._handlers = self._handler_table()
+        libc = ctypes.CDLL(None)
+        shared["ram_base"], shared["ram_size"], shared["ram_host"] = ram.base, ram.size, ram.host
+        shared["page_flags"] = ram.page_flags_host
+        shared["code_pages"] = _address(self._code_pages)
+        shared["code_masks"] = _address(self._code_masks)
+        shared["handlers"] = _address(self._handlers)
+        shared["clock"] = clock.words_host
+        for name in ("clock_gettime", "syscall", "sched_yield"):
+            shared[name] = ctypes.cast(getattr(libc, name), ctypes.c_void_p).value or 0
+        shared["plic_base"], shared["clint_base"] = plic_base, clint_base
+        shared["one"] = 1
+        shared["nharts"] = harts
+        self._reset_arena()
+        self.vcpus: Sequence[SoftwareVcpu] = [SoftwareVcpu(self, i) for i in range(harts)]
+        for vcpu in self.vcpus:
+            shared["hart", vcpu.index] = vcpu.address
+        ram.on_code_written = self._code_written
+
+    def _handler_table(self) -> mmap.mmap:
+        table = _private(layout.HANDLER_TABLE)
+        fill = ctypes.PYFUNCTYPE(None, ctypes.c_uint64)(self.image.address("fill_handlers"))
+        fill(_address(table))
+        return table
+
+    def wire(self, source: int) -> PlicWire:
+        """The wire of interrupt source 1..95."""
+        if not 0 < source < PLIC_SOURCES:
+            raise InternalError(f"interrupt source {source} does not exist")
+        return PlicWire(self.natives.set_level, self.vcpus[0].address, source)
+
+    def set_doorbells(self, doorbells: Iterable[BusDoorbell]) -> None:
+        """Stores that ring an eventfd instead of leaving guest code. No hart may be in guest code."""
+        bells = list(doorbells)[:MAX_DOORBELLS]  # one too many still works, by an exit
+        for i, bell in enumerate(bells):
+            self.shared["doorbell_addr", i] = bell.gpa
+            self.shared["doorbell_value", i] = _NEVER if bell.value is None else bell.value
+            self.shared["doorbell_fd", i] = bell.fd
+        self.shared["doorbell_count"] = len(bells)
+
+    def _code_written(self, gpa: int, length: int) -> None:
+        offset = gpa - self.ram.base
+        end = offset + length
+        while offset < end:
+            here = min(end - offset, layout.PAGE - offset % layout.PAGE)
+            self.natives.page_written(self.vcpus[0].address, offset, here)
+            offset += here
+
+    def _reset_arena(self) -> None:
+        start = _address(self._arena)
+        self.shared["arena_next"] = (start + 63) & ~63
+        self.shared["arena_end"] = start + ARENA
+
+    def forget_code(self) -> None:
+        """Throw all pre-decoded code away. No hart may be in guest code."""
+        for table in (self._code_pages, self._code_masks):
+            table.madvise(mmap.MADV_DONTNEED)
+        self._arena.madvise(mmap.MADV_DONTNEED)
+        flags = self.ram.page_flags
+        for page, flag in enumerate(bytes(flags)):
+            if flag & layout.PAGE_CODE:
+                flags[page] = flag & ~layout.PAGE_CODE
+        self._reset_arena()
+        self.shared["young_count"] = 0
+        for vcpu in self.vcpus:
+            self.natives.flush_fetch(vcpu.address)
+
+    def reset(self) -> None:
+        """Harts, PLIC and ACLINT as at power-on; wires keep their levels. No hart may be in guest code."""
+        for name in ("plic_claimed", "plic_priority", "plic_enable", "plic_threshold", "mtime_offset"):
+            view = self.shared.view(name)
+            for i in range(len(view)):
+                view[i] = 0
+        self.forget_code()
+        for vcpu in self.vcpus:
+            vcpu.reset()
+
+
+def _private(size: int) -> mmap.mmap:
+    """Zeroed memory whose pages `madvise(MADV_DONTNEED)` zeroes again."""
+    return mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+
+
+def _address(memory: mmap.mmap) -> int:
+    return ctypes.addressof(ctypes.c_char.from_buffer(memory))
+
+
+__all__ = ["Exit", "Mmio", "Natives", "PlicWire", "SoftwareBackend", "SoftwareVcpu", "native_code"]
