@@ -1,8 +1,8 @@
 """Disk images of the host: raw files, block devices, and a throw-away overlay over either.
 
-Offsets and lengths are bytes. Buffers are writable byte views, usually windows into guest RAM, so that data moves between
-the page cache and the guest without a copy in between. Methods may block and may be called from several threads at once;
-the `*_now` methods give up instead of blocking. A host that fails raises HostError, and the image stays usable.
+Offsets and lengths are bytes. Buffers are writable byte views, usually windows into guest RAM, so that data moves
+between the page cache and the guest without a copy in between. Methods may block, and any thread may call them at any
+time; the `*_now` methods give up instead of blocking. A host that fails raises HostError, and the image stays usable.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ FALLOC_ZERO_RANGE = 0x10
 BLKSSZGET = 0x1268
 BLKPBSZGET = 0x127B
 
-#: Formats that carry a header of their own, as (offset, bytes, name). A guest that is shown the header instead of its disk
-#: finds no partition table, and may write one.
+#: Formats that carry a header of their own, as (offset, bytes, name). A guest that is shown the header instead of its
+#: disk finds no partition table, and may write one.
 FOREIGN = (
     (0x00, b"QFI\xfb", "qcow2"),
     (0x00, b"QED\0", "qed"),
@@ -98,9 +98,10 @@ def open_image(
 ) -> BlockBackend:
     """Open the raw image or block device at `path`.
 
-    `readonly` refuses writes. `direct` goes past the host's page cache (O_DIRECT). `snapshot` leaves `path` as it is: writes
-    go to a temporary file that disappears with the machine. An image that is open for writing anywhere is refused, as is
-    writing to one that is open at all. Raises ConfigError with one line that names the file and what to do.
+    `readonly` refuses writes. `direct` goes past the host's page cache (O_DIRECT). `snapshot` leaves `path` as it is:
+    writes go to a temporary file that disappears with the machine. An image that is open for writing anywhere is
+    refused, as is writing to one that is open at all. Raises ConfigError with one line that names the file and what to
+    do.
     """
     raw = RawImage(path, readonly=readonly or snapshot, direct=direct)
     if readonly or not snapshot:
@@ -120,7 +121,7 @@ class HostFile:
         self.name = name
         self.direct = direct
         self._fd = fd
-        # A file system says by EOPNOTSUPP that it cannot tell (ext4: buffered writes; tmpfs: all), and then always will.
+        # A file system says by EOPNOTSUPP that it cannot tell (ext4: buffered writes; tmpfs: all), and will not later.
         # With O_DIRECT every transfer waits for the device.
         self._now_reads = self._now_writes = not direct
 
@@ -193,7 +194,7 @@ class HostFile:
             raise self._failed(verb, offset, error) from error
 
     def _bounced(self, call: Transfer, buffers: Buffers, offset: int, flags: int) -> int:
-        """One transfer by way of a page-aligned buffer: O_DIRECT wants alignment, a guest's buffers may lie anywhere."""
+        """One transfer by way of a page-aligned buffer, which O_DIRECT wants; a guest's buffers may lie anywhere."""
         with mmap.mmap(-1, sum(map(len, buffers))) as aligned, memoryview(aligned) as bounce:
             if call is os.pwritev:
                 start = 0
@@ -375,7 +376,7 @@ class Overlay:
             offset += length
 
     def _pieces(self, offset: int, length: int) -> Iterator[tuple[bool, int]]:
-        """(written, bytes) for each cluster of the range that is all one or the other, and for each sector of the rest."""
+        """(written, bytes) for each cluster of the range that is all one or the other, and each sector of the rest."""
         end = offset + length
         while offset < end:
             cluster, within = divmod(offset, self.CLUSTER)

@@ -98,9 +98,9 @@ def _check_zeroes_and_discards_whole_ranges_only(backend: BlockBackend, model: b
 
 
 def _check_refuses_to_read_past_its_end(backend: BlockBackend, model: bytearray) -> None:
+    refused = ""
     try:
         read(backend, SIZE, backend.block_size)
     except HostError as error:
-        assert backend.name in str(error)
-    else:
-        raise AssertionError(f"{backend!r} read past its end")
+        refused = str(error)
+    assert backend.name in refused

@@ -1,0 +1,150 @@
+"""A console with one port (virtio 1.2, 5.3)."""
+
+from __future__ import annotations
+
+from struct import Struct
+from typing import ClassVar, Final, Protocol
+
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.queue import Chain
+from vmm.errors import GuestError
+from vmm.fabric.dma import Dma
+from vmm.fabric.doorbell import Home
+from vmm.fabric.irq import Wire
+from vmm.locks import Locking, entry, lockfree
+
+# -- features (5.3.3)
+SIZE: Final = 1 << 0
+EMERG_WRITE: Final = 1 << 2
+
+# -- queues (5.3.2)
+RECEIVE: Final = 0
+TRANSMIT: Final = 1
+
+EMERGENCY: Final = 8
+"""Offset of `emerg_wr` in the configuration."""
+LARGEST: Final = 1 << 20
+"""Bytes that the driver may send in one chain; Linux sends a page."""
+
+_CONFIG: Final = Struct("<HHII")
+
+
+class Line(Protocol):
+    """The host's end (`vmm.host.chardev`). Its methods queue and wake; they neither block nor call back."""
+
+    @property
+    def congested(self) -> bool:
+        """Whether to put nothing more for now. `output_ready` is called after this has become false."""
+
+    def put(self, data: bytes) -> None:
+        """Send `data`."""
+
+    def input_ready(self) -> None:
+        """There is room again after `receive` took less than it was offered."""
+
+
+class VirtioConsole(VirtioDevice):
+    """Bytes both ways. Output waits in the driver's ring while the line is congested, and input waits in the line while
+    the driver has no buffer for it."""
+
+    kind: ClassVar = "virtio-console"
+    device_id: ClassVar = 3
+    queue_sizes: ClassVar = (64, 64)
+
+    def __init__(
+        self,
+        name: str,
+        locking: Locking,
+        *,
+        dma: Dma,
+        wire: Wire,
+        home: Home,
+        line: Line,
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        """`size` is (columns, rows), if the driver is to know. Connect the line to this device as its front end."""
+        features = EMERG_WRITE | (SIZE if size else 0)
+        super().__init__(name, locking, dma=dma, wire=wire, home=home, features=features)
+        # -- wiring
+        self._line = line
+        self._size = size or (0, 0)
+
+    # -- doors for the host's side ------------------------------------------------------------------------------------
+
+    @lockfree("takes the lock to take chains and to hand them back; copies without it")
+    def receive(self, data: bytes) -> int:
+        """Input arrives, on the home thread. Returns how much of it there was room for."""
+        taken = 0
+        while taken < len(data):
+            with self._lock:
+                epoch = self._epochs[RECEIVE]
+                chains = self._take(RECEIVE, most=1)
+            if not chains:
+                break
+            done: list[tuple[int, int]] = []
+            fault: GuestError | None = None
+            try:
+                written = self.fill(chains[0], data[taken:])
+                done.append((chains[0].head, written))
+                taken += written
+            except GuestError as error:
+                fault = error
+            finally:
+                self._in_flight.end()
+            self.finish(RECEIVE, epoch, done, fault)
+        return taken
+
+    @lockfree("a virtio console has no break condition")
+    def line_break(self) -> None:
+        """Nothing to pass on."""
+
+    @lockfree("`serve` takes the lock")
+    def output_ready(self) -> None:
+        """The line is not congested any more."""
+        self.serve(TRANSMIT)
+
+    @entry
+    def resize(self, columns: int, rows: int) -> None:
+        """The terminal has another size now."""
+        if (columns, rows) != self._size:
+            self._size = (columns, rows)
+            self._config_changed()
+
+    # -- queues -------------------------------------------------------------------------------------------------------
+
+    @lockfree("takes the lock to take chains and to hand them back; copies without it")
+    def serve(self, index: int) -> None:
+        if index == RECEIVE:
+            self._line.input_ready()
+            return
+        more = True
+        while more and not self._line.congested:
+            more = self.serve_some(TRANSMIT, 1)
+
+    @lockfree("runs between take and hand-back; touches guest memory and the line only")
+    def handle(self, index: int, chain: Chain) -> int:
+        length = sum(size for _, size in chain.readable)
+        if chain.writable or length > LARGEST:
+            raise GuestError(f"console output of {length} bytes with {len(chain.writable)} buffers to write to")
+        self._line.put(b"".join(self._dma.read(*part) for part in chain.readable))
+        return 0
+
+    @lockfree("runs between take and hand-back; touches guest memory only")
+    def fill(self, chain: Chain, data: bytes) -> int:
+        """Put as much input into a chain as it has room for."""
+        if chain.readable or not chain.writable:
+            raise GuestError("a console input buffer must be all room to write to")
+        written = 0
+        for address, size in chain.writable:
+            part = data[written : written + size]
+            self._dma.write(address, part)
+            written += len(part)
+        return written
+
+    def _config(self) -> bytes:
+        return _CONFIG.pack(*self._size, 1, 0)
+
+    def _configure(self, offset: int, size: int, value: int) -> None:
+        # 5.3.4: it works on a device that nobody has set up, and takes the low byte of whatever is written.
+        if offset == EMERGENCY:
+            self._line.put(bytes((value & 0xFF,)))

@@ -1,0 +1,43 @@
+"""Copies in flight: work on guest memory that runs without its device's lock, counted so that a reset can wait for it."""
+
+from __future__ import annotations
+
+import threading
+from typing import Final
+
+
+class InFlight:
+    """Counts pieces of work that have begun and not ended. Any thread may call any method, holding any lock but a LEAF.
+
+    Work ends on the thread that did it, before its completion is posted anywhere: a waiter then depends on no event loop,
+    and may be the very thread that completions are posted to.
+    """
+
+    def __init__(self, name: str) -> None:
+        self.name: Final = name
+        self._count = 0
+        # Rank LEAF; guards `_count`, and signals that it has become 0. Nothing is called under it.
+        self._idle = threading.Condition(threading.Lock())
+
+    def __repr__(self) -> str:
+        return f"<InFlight {self.name}: {self._count}>"
+
+    @property
+    def count(self) -> int:
+        return self._count
+
+    def begin(self, count: int = 1) -> None:
+        """Say so while still holding the lock under which the work was accepted."""
+        with self._idle:
+            self._count += count
+
+    def end(self, count: int = 1) -> None:
+        with self._idle:
+            self._count -= count
+            if not self._count:
+                self._idle.notify_all()
+
+    def wait(self, timeout: float) -> bool:
+        """Wait until nothing is in flight; False after `timeout` seconds. With no lock held that the work needs."""
+        with self._idle:
+            return self._idle.wait_for(lambda: not self._count, timeout)
