@@ -60,7 +60,7 @@ bench: $(VENV)/.bench test-tools
 	done
 
 docs: $(VENV)/.run
-	$(PY) -m tools.docs
+	@set -e; for pages in tools/docs_*.py; do $(PY) $$pages; done
 
 python-ft: $(VENV_FT)/.test
 	@$(PY_FT) -VV
