@@ -97,8 +97,5 @@ _ROWS = [
 #: Every register by number.
 CSRS: dict[int, Csr] = {row[0]: Csr(*row) for row in _ROWS}
 
-#: Every register by name.
-BY_NAME: dict[str, Csr] = {csr.name: csr for csr in CSRS.values()}
-
 #: Number of a register by name.
 NUMBERS: dict[str, int] = {csr.name: csr.number for csr in CSRS.values()}
