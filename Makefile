@@ -20,7 +20,7 @@ TEST_TOOLS := \
 	riscv64-unknown-elf-gcc=gcc-riscv64-unknown-elf \
 	/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_jump.elf=opensbi
 
-BENCHMARKS = $(filter-out %/__init__.py %/report.py,$(wildcard benchmarks/*.py benchmarks/*/*.py))
+BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py benchmarks/*/*.py)
 
 help:
 	@echo 'make run        boot Debian in the terminal (ARGS: more options of vmm-run)'

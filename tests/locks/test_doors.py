@@ -241,8 +241,9 @@ def test_under_the_big_lock_policy_all_devices_and_host_threads_share_one_lock()
 
 
 @pytest.mark.parametrize("policy", ["device", "bql"])
-def test_doors_exclude_each_other_and_lose_no_update(policy: str) -> None:
-    counter = make(policy=policy)
+@pytest.mark.parametrize("checked", [False, True], ids=["plain", "checked"])
+def test_doors_exclude_each_other_and_lose_no_update(policy: str, checked: bool) -> None:
+    counter = Locking(policy, checked).make(Counter, "counter0")  # type: ignore[arg-type]
     threads = [threading.Thread(target=lambda: [counter.add(1) for _ in range(5_000)]) for _ in range(4)]
     for thread in threads:
         thread.start()
