@@ -18,6 +18,7 @@ from enum import Enum
 from typing import NamedTuple, Protocol
 
 from vmm.errors import ConfigError, HostError, VmmError
+from vmm.fabric.threads import name_os_thread
 
 
 class State(Enum):
@@ -119,8 +120,17 @@ class Ticket:
 class Lifecycle:
     """Owns the state and the thread that changes it."""
 
-    def __init__(self, actions: Actions, observe: Callable[[State], None] | None = None) -> None:
-        """`observe` is told of each new state, on the lifecycle thread, with nothing held."""
+    def __init__(self) -> None:
+        # Guards all that follows. It is notified when a ticket is posted or done, and when the state changes.
+        self._changed = threading.Condition(threading.Lock())
+        self._state = State.BUILT
+        self._outcome: Outcome | None = None
+        self._posted: deque[Ticket] = deque()
+        self._transitions = 0
+        self._thread: threading.Thread | None = None
+
+    def begin(self, actions: Actions) -> None:
+        """Starts the thread. What was posted before waits until now: a machine's parts may post while it is built."""
         self._actions = actions
         self._do: dict[Request, Callable[[State], None]] = {
             Request.START: lambda _: actions.start(),
@@ -129,13 +139,6 @@ class Lifecycle:
             Request.RESET: self._reset,
             Request.STOP: lambda _: actions.stop(),
         }
-        self._observe = observe
-        # Guards all that follows. It is notified when a ticket is posted or done, and when the state changes.
-        self._changed = threading.Condition(threading.Lock())
-        self._state = State.BUILT
-        self._outcome: Outcome | None = None
-        self._posted: deque[Ticket] = deque()
-        self._transitions = 0
         self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
         self._thread.start()
 
@@ -182,7 +185,8 @@ class Lifecycle:
 
     def join(self) -> None:
         """Waits for the lifecycle thread, which ends by itself once the machine has stopped."""
-        self._thread.join()
+        if self._thread is not None:
+            self._thread.join()
 
     def statistics(self) -> dict[str, object]:
         return {"state": self._state.value, "transitions": self._transitions, "posted": len(self._posted)}
@@ -191,6 +195,7 @@ class Lifecycle:
         return f"<Lifecycle {self._state.value}, {len(self._posted)} posted>"
 
     def _run(self) -> None:
+        name_os_thread("lifecycle")
         while True:
             with self._changed:
                 self._changed.wait_for(lambda: self._posted)
@@ -252,8 +257,6 @@ class Lifecycle:
             if state is State.STOPPED:
                 self._outcome = outcome
             self._changed.notify_all()
-        if self._observe is not None:
-            self._observe(state)
 
     def _settle_when_stopped(self, ticket: Ticket) -> None:
         if (State.STOPPED, ticket.request) not in _ROWS:

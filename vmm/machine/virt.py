@@ -6,7 +6,43 @@ this board does not have (flash, fw_cfg, the platform bus, PCIe).
 
 from __future__ import annotations
 
-from vmm.machine.fdt import Soc, Window
+import contextlib
+import os
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TextIO
+
+from vmm.devices.finisher import Finisher
+from vmm.devices.rtc_goldfish import GoldfishRtc
+from vmm.devices.uart16550 import LSR_DATA_READY, LSR_THR_EMPTY, Uart16550
+from vmm.devices.virtio.balloon import VirtioBalloon
+from vmm.devices.virtio.blk import VirtioBlk
+from vmm.devices.virtio.console import VirtioConsole
+from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.mmio import EmptySlot, VirtioMmio
+from vmm.devices.virtio.rng import VirtioRng
+from vmm.errors import ConfigError, HostError
+from vmm.fabric.bus import Bus
+from vmm.fabric.clock import Clock
+from vmm.fabric.dma import Dma
+from vmm.fabric.iothread import IoThread
+from vmm.fabric.ram import Ram
+from vmm.fabric.workers import Workers
+from vmm.host.block import BlockBackend, open_image
+from vmm.host.chardev import Chardev
+from vmm.host.consoles import open_chardev
+from vmm.host.terminal import Command
+from vmm.host.transcript import Transcript
+from vmm.locks import Locking
+from vmm.machine import boot
+from vmm.machine.boot import ROM_BASE, ROM_SIZE, BootPlan
+from vmm.machine.config import VIRTIO_SLOTS, Config, Drive
+from vmm.machine.fdt import Chosen, Soc, Window, device_tree
+from vmm.machine.harts import Make, Surroundings
+from vmm.machine.lifecycle import Outcome, Reason
+from vmm.machine.sbi import Answer, HartStates, Power, Sbi
 
 RAM_BASE = 0x8000_0000
 PLIC_SOURCES = 96
@@ -35,7 +71,7 @@ UART = Window(
 )
 VIRTIO = tuple(
     Window("virtio_mmio", 0x1000_1000 + 0x1000 * slot, 0x1000, irq=1 + slot, compatible=("virtio,mmio",))
-    for slot in range(8)
+    for slot in range(VIRTIO_SLOTS)
 )
 
 SOC = Soc(
@@ -47,8 +83,322 @@ SOC = Soc(
     peripherals=(RTC, UART, *VIRTIO),
 )
 
+DEADLINE_S = 10.0
+"""How long harts, devices and threads may take to come to rest before the one that does not is reported."""
+
+WORKERS = 4
+
 
 def extensions(*, svadu: bool) -> tuple[str, ...]:
     """The harts' extensions; with `svadu` the page walk sets A and D bits itself instead of faulting."""
     at = EXTENSIONS.index("svpbmt")
     return (*EXTENSIONS[:at], "svadu", *EXTENSIONS[at:]) if svadu else EXTENSIONS
+
+
+def tree(config: Config, initrd: tuple[int, int] | None) -> bytes:
+    """The device tree of a board made by `config`; `initrd` is (first, one past last) of its addresses."""
+    return device_tree(
+        SOC,
+        harts=config.smp,
+        ram_base=RAM_BASE,
+        ram_size=config.mem,
+        extensions=extensions(svadu=config.svadu),
+        chosen=Chosen(config.append, initrd, config.rng_seed or os.urandom(32)),
+    )
+
+
+def plan(config: Config) -> BootPlan:
+    """Checks the files to boot and lays them out; raises ConfigError."""
+    return boot.plan(
+        ram_base=RAM_BASE,
+        ram_size=config.mem,
+        kernel=config.kernel,
+        initrd=config.initrd,
+        bios=config.bios,
+        append=config.append,
+        describe=lambda initrd: tree(config, initrd),
+    )
+
+
+class Rom:
+    """Read-only bytes on the bus. Writes are ignored, as by the real thing."""
+
+    def __init__(self, contents: bytes) -> None:
+        self._contents = contents
+
+    def read(self, offset: int, size: int) -> int:
+        return int.from_bytes(self._contents[offset : offset + size], "little")
+
+    def write(self, offset: int, size: int, value: int) -> None:
+        """It is not writable."""
+
+
+class UartConsole:
+    """The debug console of the built-in SBI: the UART, driven through its registers as firmware would."""
+
+    def __init__(self, uart: Uart16550) -> None:
+        self._uart = uart
+
+    def write(self, data: bytes) -> int:
+        for taken, byte in enumerate(data):
+            if not self._uart.read(5, 1) & LSR_THR_EMPTY:
+                return taken
+            self._uart.write(0, 1, byte)
+        return len(data)
+
+    def read(self, limit: int) -> bytes:
+        data = bytearray()
+        while len(data) < limit and self._uart.read(5, 1) & LSR_DATA_READY:
+            data.append(self._uart.read(0, 1))
+        return bytes(data)
+
+
+class Board:
+    """One machine's hardware. Its methods are the lifecycle's actions (`vmm.machine.lifecycle.Actions`).
+
+    Making it opens and checks everything; raises ConfigError or HostError, and then nothing stays open.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        make_harts: Make,
+        ended: Callable[[Outcome], None],
+        restart: Callable[[], None],
+        commands: Mapping[str, Command],
+    ) -> None:
+        """`ended` and `restart` post to the lifecycle. `commands` are the terminal's."""
+        config.check()
+        # -- fixed configuration
+        self.config = config
+        # -- wiring
+        self._ended = ended
+        self._restart = restart
+        self.virtio: list[VirtioDevice] = []
+        self.transcript = Transcript()
+        self._chardevs: list[Chardev] = []
+        with contextlib.ExitStack() as stack:
+            self._build(stack, make_harts, commands)
+            self._closing = stack.pop_all()
+
+    def _build(self, stack: contextlib.ExitStack, make_harts: Make, commands: Mapping[str, Command]) -> None:
+        """What closes last is opened first. What others can see, a terminal in raw mode or a file that was emptied,
+        comes when nothing else can fail."""
+        config = self.config
+        self.boot = plan(config)
+        stack.callback(self.boot.close)
+        disks = []
+        for drive in config.drive:
+            with _naming("--drive"):
+                disks.append((drive, open_image(drive.file, readonly=drive.readonly, snapshot=drive.snapshot)))
+            stack.callback(disks[-1][1].close)
+        traces = [
+            _open_trace(stack, "--trace-exits", config.trace_exits),
+            _open_trace(stack, "--trace-exec", config.trace_exec),
+        ]
+        self.ram = stack.enter_context(Ram(RAM_BASE, config.mem))
+        self.bus = Bus()
+        self.locking = Locking(config.locking, checked=config.check_locks)
+        around = self.locking.big if config.locking == "bql" else None
+        self.io = IoThread("io", on_error=self._io_failed, around=around)
+        self.io.start()
+        stack.callback(self._close_chardevs)
+        stack.callback(self.io.stop, DEADLINE_S)
+        self.clock = Clock(self.io)
+        self.wall_clock = Clock(self.io, start=time.time_ns(), name="wall")
+        self.workers = Workers(WORKERS, "worker")
+        stack.callback(self._close_virtio)
+        stack.callback(self.workers.stop, DEADLINE_S)
+        self.boot.load(self.ram)
+        self.harts = make_harts(
+            Surroundings(
+                count=config.smp,
+                ram=self.ram,
+                bus=self.bus,
+                clock=self.clock,
+                locking=self.locking,
+                firmware=self.boot.entry.machine_mode,
+                svadu=config.svadu,
+                call=self._call,
+                resumed=self._resumed,
+                ended=self._ended,
+                trace_exits=traces[0],
+                trace_exec=traces[1],
+            )
+        )
+        console = None
+        if config.console:
+            with _naming("--console"):
+                console = open_chardev(config.console, self.io)
+            self._chardevs.append(console)
+        with _naming("--serial"):
+            self.serial = open_chardev(config.serial, self.io, self.transcript, commands)
+        self._chardevs.append(self.serial)
+        self._make_devices(disks, console)
+        self.harts.reset(self.boot.entry)
+
+    def _make_devices(self, disks: Sequence[tuple[Drive, BlockBackend]], console: Chardev | None) -> None:
+        make, line = self.locking.make, self.harts.line
+        self.finisher = make(Finisher, "finisher", power_off=self._power_off, restart=self._restart)
+        self.rtc = make(GoldfishRtc, "rtc", wire=line(RTC.irq), clock=self.wall_clock)
+        self.uart = make(
+            Uart16550, "uart", wire=line(UART.irq), clock=self.clock, line=self.serial, input_hz=UART_CLOCK_HZ
+        )
+        self.serial.connect(self.uart)
+        self.hart_states = make(HartStates, "harts", harts=self.config.smp, control=self.harts)
+        self._sbi = Sbi(
+            harts=self.config.smp,
+            states=self.hart_states,
+            control=self.harts,
+            memory=self.ram,
+            console=UartConsole(self.uart),
+            power=self._power,
+        )
+        self.bus.map(FINISHER.base, FINISHER.size, self.finisher, "finisher")
+        self.bus.map(RTC.base, RTC.size, self.rtc, "rtc")
+        self.bus.map(UART.base, UART.size, self.uart, "uart")
+        self.bus.map(ROM_BASE, ROM_SIZE, Rom(self.boot.rom), "rom")
+        slots = iter(VIRTIO)
+        for device in self._virtio_devices(slots, disks, console):
+            self.virtio.append(device)
+        for window in slots:
+            self.bus.map(window.base, window.size, EmptySlot(), f"{window.node_name} (empty)")
+
+    def _virtio_devices(
+        self, slots: Iterator[Window], disks: Sequence[tuple[Drive, BlockBackend]], console: Chardev | None
+    ) -> Iterator[VirtioDevice]:
+        """Makes and maps the virtio devices: drives first, so that adding another device renames no disk."""
+        make, dma, io = self.locking.make, Dma(self.ram), self.io
+
+        def place(device: VirtioDevice, window: Window) -> VirtioDevice:
+            VirtioMmio(device).attach(self.bus, window.base)
+            return device
+
+        for number, (drive, disk) in enumerate(disks):
+            window = next(slots)
+            wire = self.harts.line(window.irq)
+            yield place(
+                make(
+                    VirtioBlk,
+                    f"disk{number}",
+                    dma=dma,
+                    wire=wire,
+                    home=io,
+                    workers=self.workers,
+                    disk=disk,
+                    serial=drive.id,
+                ),
+                window,
+            )
+        if console is not None:
+            window = next(slots)
+            port = make(VirtioConsole, "console", dma=dma, wire=self.harts.line(window.irq), home=io, line=console)
+            console.connect(port)
+            yield place(port, window)
+        if self.config.rng:
+            window = next(slots)
+            wire = self.harts.line(window.irq)
+            yield place(make(VirtioRng, "rng", dma=dma, wire=wire, home=io, entropy=os.urandom), window)
+        if self.config.balloon:
+            window = next(slots)
+            yield place(make(VirtioBalloon, "balloon", dma=dma, wire=self.harts.line(window.irq), home=io), window)
+
+    # -- the lifecycle's actions --------------------------------------------------------------------------------------
+
+    def start(self) -> None:
+        self.clock.resume()
+        self.wall_clock.resume()
+        self.harts.start()
+
+    def pause(self) -> None:
+        """Harts first: with them at rest nothing new is asked of a device."""
+        self.harts.pause(DEADLINE_S)
+        self.clock.pause()
+        self.wall_clock.pause()
+        for device in self.virtio:
+            device.quiesce(DEADLINE_S)
+
+    def resume(self) -> None:
+        for device in self.virtio:
+            device.resume()
+        self.wall_clock.set(time.time_ns())
+        self.wall_clock.resume()
+        self.clock.resume()
+        self.harts.resume()
+
+    def reset(self) -> None:
+        for part in (self.finisher, self.rtc, self.uart, self.hart_states):
+            part.reset()
+        for device in self.virtio:
+            device.reset()
+        self.boot.load(self.ram)
+        self.harts.reset(self.boot.entry)
+
+    def stop(self) -> None:
+        """Ends the harts, lets I/O finish, and gives everything back; raises HostError, naming what does not end."""
+        try:
+            self.harts.stop(DEADLINE_S)
+        except HostError:
+            # A thread that is still in guest code needs the memory it runs in: only the terminal is given back.
+            self.io.stop(DEADLINE_S)
+            self._close_chardevs()
+            raise
+        self._closing.close()
+
+    def statistics(self) -> dict[str, object]:
+        return {
+            "harts": self.harts.statistics(),
+            "io": self.io.statistics(),
+            "workers": self.workers.statistics(),
+            "serial": self.serial.statistics(),
+            "locks": self.locking.statistics(),
+            **{device.name: device.statistics() for device in self.virtio},
+        }
+
+    # -- doors for devices, harts and threads: each posts and returns -------------------------------------------------
+
+    def _call(self, hart: int, a: Sequence[int]) -> Answer:
+        return self._sbi.call(hart, a)
+
+    def _resumed(self, hart: int) -> None:
+        self._sbi.resumed(hart)
+
+    def _power(self, what: Power, code: int) -> None:
+        if what is Power.RESET:
+            self._restart()
+        else:
+            self._power_off(code)
+
+    def _power_off(self, code: int) -> None:
+        self._ended(Outcome(Reason.GUEST_EXIT, code) if code else Outcome(Reason.POWER_OFF))
+
+    def _io_failed(self, error: BaseException) -> None:
+        self._ended(Outcome(Reason.FAILED, report="".join(traceback.format_exception(error))))
+
+    def _close_chardevs(self) -> None:
+        for chardev in self._chardevs:
+            chardev.close()
+
+    def _close_virtio(self) -> None:
+        """Doorbells belong to the I/O thread."""
+        for device in self.virtio:
+            self.io.call_soon(device.close)
+
+
+@contextlib.contextmanager
+def _naming(option: str) -> Iterator[None]:
+    """Puts the option before a complaint of a part that does not know by which one it came to be."""
+    try:
+        yield
+    except (ConfigError, HostError) as error:
+        raise type(error)(f"{option} {error}") from error
+
+
+def _open_trace(stack: contextlib.ExitStack, option: str, name: str) -> TextIO | None:
+    if name in ("", "-"):
+        return sys.stderr if name else None
+    try:
+        return stack.enter_context(open(name, "w", encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"{option} {name}: {error.strerror}: give a file that can be written") from None

@@ -1,0 +1,78 @@
+"""What a machine is made of, as the user says it. The names are those of the options of `vmm-run`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from vmm.bql import Policy
+from vmm.errors import ConfigError
+
+MAX_HARTS = 32
+MIN_MEM = 32 << 20
+VIRTIO_SLOTS = 8
+
+
+@dataclass(frozen=True)
+class Drive:
+    """One virtio disk. `snapshot` keeps writes in memory or scratch space and drops them at the end."""
+
+    file: Path
+    format: str = "raw"
+    readonly: bool = False
+    snapshot: bool = False
+    id: str = ""
+    """What the guest reads as the disk's serial number, at most 20 bytes; empty for none."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """A machine to be. `mem` is in bytes; `serial` and `console` are what `vmm.host.consoles.open_chardev` takes."""
+
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    bios: Path | None = None
+    smp: int = 1
+    mem: int = 256 << 20
+    drive: tuple[Drive, ...] = ()
+    serial: str = "null"
+    console: str = ""
+    """A virtio console's other end; empty for no such device."""
+    rng: bool = True
+    balloon: bool = False
+    svadu: bool = False
+    locking: Policy = "device"
+    check_locks: bool = False
+    no_reboot: bool = False
+    trace_exits: str = ""
+    trace_exec: str = ""
+    """Files to write the traces to; "-" is standard error, empty is no trace."""
+    rng_seed: bytes = b""
+    """32 bytes for the guest's random number generator; empty to draw them from the host."""
+
+    def check(self) -> None:
+        """Raises ConfigError for what cannot be, before anything is opened or allocated."""
+        if not 1 <= self.smp <= MAX_HARTS:
+            raise ConfigError(f"--smp: {self.smp} harts cannot be: give 1 to {MAX_HARTS}")
+        if self.mem < MIN_MEM:
+            raise ConfigError(f"--mem: {self.mem} bytes are too little: give at least {MIN_MEM >> 20}M")
+        slots = len(self.drive) + sum((self.rng, self.balloon, bool(self.console)))
+        if slots > VIRTIO_SLOTS:
+            raise ConfigError(f"--drive: {slots} virtio devices, and there are {VIRTIO_SLOTS} slots: give fewer")
+        if self.serial == self.console == "stdio":
+            raise ConfigError("--console: the terminal is the serial port's already: give --serial null too")
+        for problem in self._drive_problems():
+            raise ConfigError(f"--drive: {problem}")
+
+    def _drive_problems(self) -> Iterator[str]:
+        seen: set[str] = set()
+        for drive in self.drive:
+            if drive.format != "raw":
+                yield f"format={drive.format} is not known: convert {drive.file} to raw and give format=raw"
+            if len(drive.id.encode()) > 20:
+                yield f"id={drive.id} is longer than 20 bytes: shorten it"
+            if drive.id and drive.id in seen:
+                yield f"id={drive.id} is used twice: give each drive its own"
+            seen.add(drive.id)

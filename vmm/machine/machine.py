@@ -1,0 +1,134 @@
+"""A machine as an object: made from a `Config`, started, paused, reset, stopped, and talked to.
+
+    with Machine(Config(kernel=Path("Image"), initrd=Path("initrd"), append="console=ttyS0", smp=2)) as machine:
+        machine.start()
+        machine.serial.expect("login: ")
+        machine.serial.send("root\\n")
+        outcome = machine.wait(timeout=30)
+
+The thread that uses it never runs guest code: harts, I/O and the lifecycle have threads of their own.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from types import TracebackType
+from typing import Self
+
+from vmm.host.chardev import Chardev
+from vmm.host.terminal import Command
+from vmm.host.transcript import Transcript
+from vmm.machine.config import Config
+from vmm.machine.harts import Make
+from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
+from vmm.machine.software import SoftwareHarts
+from vmm.machine.virt import Board
+
+
+class Serial:
+    """The other end of the serial port, in a program's hand: beside a terminal or file, or all alone."""
+
+    def __init__(self, chardev: Chardev, transcript: Transcript) -> None:
+        self._chardev = chardev
+        self._transcript = transcript
+
+    def __repr__(self) -> str:
+        return f"<Serial on {self._chardev!r}>"
+
+    @property
+    def text(self) -> str:
+        """What the guest has printed, its last 4 MiB; bytes that are not UTF-8 are replaced."""
+        return self._transcript.text
+
+    def send(self, data: str | bytes) -> None:
+        """Types `data`; returns at once, and the guest takes it when it has room."""
+        self._chardev.send(data.encode() if isinstance(data, str) else data)
+
+    def expect(self, pattern: str | bytes | re.Pattern[bytes], timeout: float = 60.0) -> re.Match[bytes]:
+        """Waits until output behind the last match matches a regular expression; returns the match.
+
+        Raises ExpectError, with the end of the output, after `timeout` seconds or when the machine has stopped.
+        """
+        return self._transcript.expect(pattern, timeout)
+
+
+class Machine:
+    """A machine of the board `virt`.
+
+    Making it opens, checks and loads everything; raises ConfigError or HostError, and leaves nothing behind. Leaving
+    the `with` block stops it. Methods may be called from any thread but those of harts and I/O.
+    """
+
+    def __init__(
+        self, config: Config, *, commands: Mapping[str, Command] | None = None, make_harts: Make = SoftwareHarts
+    ) -> None:
+        """`commands` are keys of the terminal, if the serial port is one."""
+        self.config = config
+        self._lifecycle = Lifecycle()
+        self._board = Board(
+            config, make_harts=make_harts, ended=self._ended, restart=self._restarted, commands=commands or {}
+        )
+        self.serial = Serial(self._board.serial, self._board.transcript)
+        self._lifecycle.begin(self._board)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def __repr__(self) -> str:
+        return f"<Machine {self.config.smp} harts, {self.config.mem >> 20} MiB: {self.state.value}>"
+
+    @property
+    def state(self) -> State:
+        return self._lifecycle.state
+
+    @property
+    def outcome(self) -> Outcome | None:
+        """How the run ended; None until it has."""
+        return self._lifecycle.outcome
+
+    def start(self) -> None:
+        self._lifecycle.do(Request.START)
+
+    def pause(self) -> None:
+        """Every hart is at a safepoint, guest time stands still and no device touches memory when this returns."""
+        self._lifecycle.do(Request.PAUSE)
+
+    def resume(self) -> None:
+        self._lifecycle.do(Request.RESUME)
+
+    def reset(self) -> None:
+        """As the reset button: what the guest knows is lost, disks keep what was written."""
+        self._lifecycle.do(Request.RESET)
+
+    def stop(self, outcome: Outcome | None = None) -> None:
+        """Ends the run, if it has not ended yet, and waits until everything is given back."""
+        self._lifecycle.do(Request.STOP, outcome)
+        self._lifecycle.join()
+
+    def post(self, request: Request, outcome: Outcome | None = None) -> None:
+        """Asks for a transition without waiting for it, from any thread."""
+        self._lifecycle.post(request, outcome)
+
+    def wait(self, timeout: float | None = None) -> Outcome | None:
+        """How the run ended, or None when it has not after `timeout` seconds."""
+        return self._lifecycle.wait(timeout)
+
+    def statistics(self) -> dict[str, object]:
+        return {"lifecycle": self._lifecycle.statistics(), **self._board.statistics()}
+
+    # -- doors for the board: any thread, nothing waits ---------------------------------------------------------------
+
+    def _ended(self, outcome: Outcome) -> None:
+        self._lifecycle.post(Request.STOP, outcome)
+
+    def _restarted(self) -> None:
+        if self.config.no_reboot:
+            self._lifecycle.post(Request.STOP, Outcome(Reason.GUEST_RESET))
+        else:
+            self._lifecycle.post(Request.RESET)

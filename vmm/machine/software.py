@@ -1,0 +1,117 @@
+"""Fits the software VCPUs (`vmm.vcpu`) to what a board needs of its harts."""
+
+from __future__ import annotations
+
+from vmm.errors import HostError, InternalError
+from vmm.fabric.irq import Wire
+from vmm.machine import virt
+from vmm.machine.boot import Entry
+from vmm.machine.harts import Surroundings
+from vmm.machine.lifecycle import Outcome, Reason
+from vmm.machine.sbi import Fence, Park, Return, Suspend
+from vmm.vcpu.software import SoftwareBackend
+from vmm.vcpu.thread import Gate, VcpuThread
+
+_A0, _A1 = 10, 11
+_WORD = (1 << 64) - 1
+
+
+class SoftwareHarts:
+    """All harts of a machine, one thread each. Generated code serves timer, IPI and fence calls: they never get here."""
+
+    def __init__(self, around: Surroundings) -> None:
+        self._around = around
+        self._backend = SoftwareBackend(
+            around.ram,
+            around.clock,
+            around.count,
+            plic_base=virt.PLIC.base,
+            clint_base=virt.CLINT.base,
+            sbi=not around.firmware,
+        )
+        self._gate = Gate()
+        self._threads = [
+            VcpuThread(
+                vcpu,
+                self._backend,
+                around.bus,
+                self._gate,
+                sbi=self._call,
+                outside_guest=around.locking.big if around.locking.policy == "bql" else None,
+                on_death=self._died,
+            )
+            for vcpu in self._backend.vcpus
+        ]
+
+    def line(self, source: int) -> Wire:
+        return self._backend.wire(source)
+
+    def reset(self, entry: Entry) -> None:
+        self._backend.reset()
+        for thread in self._threads:
+            thread.vcpu.start_at(entry.pc, thread.index, entry.a1, entry.a2)
+            thread.parked = not entry.machine_mode and thread.index != 0
+
+    def start(self) -> None:
+        self._backend.set_doorbells(self._around.bus.snapshot.doorbells)
+        for thread in self._threads:
+            thread.start()
+
+    def pause(self, timeout: float) -> None:
+        self._gate.close(timeout)
+
+    def resume(self) -> None:
+        self._gate.open()
+
+    def stop(self, timeout: float) -> None:
+        self._gate.end()
+        stuck = [thread.name for thread in self._threads if not thread.join(timeout)]
+        if stuck:
+            raise HostError(f"{', '.join(stuck)}: did not end within {timeout:g} s")
+
+    def statistics(self) -> dict[str, object]:
+        return {thread.name: {**thread.vcpu.statistics(), "exits": sum(thread.exits)} for thread in self._threads}
+
+    # -- HartControl --------------------------------------------------------------------------------------------------
+
+    def send_ipi(self, mask: int) -> None:
+        raise InternalError("an IPI call was not served by generated code")
+
+    def remote_fence(self, kind: Fence, mask: int, start: int, size: int, asid: int) -> None:
+        raise InternalError("a fence call was not served by generated code")
+
+    def set_timer(self, hart: int, deadline: int) -> None:
+        raise InternalError("a timer call was not served by generated code")
+
+    def start_hart(self, hart: int, pc: int, opaque: int) -> None:
+        thread = self._threads[hart]
+
+        def prepare() -> None:
+            thread.vcpu.reset()
+            thread.vcpu.start_at(pc, hart, opaque)
+
+        self._gate.unpark(thread, prepare)
+
+    # -- on a hart's thread -------------------------------------------------------------------------------------------
+
+    def _call(self, vcpu: VcpuThread) -> None:
+        x = vcpu.vcpu.x
+        answer = self._around.call(vcpu.index, list(x[_A0 : _A0 + 8]))
+        match answer:
+            case Return(error, value):
+                x[_A0] = error & _WORD
+                if value is not None:
+                    x[_A1] = value & _WORD
+            case Park():
+                self._gate.park(vcpu)
+            case Suspend(restart):
+                # The wait may end early for any reason, as WFI's may: here it ends at once.
+                if restart is None:
+                    x[_A0] = 0
+                else:
+                    vcpu.vcpu.reset()
+                    vcpu.vcpu.start_at(restart[0], vcpu.index, restart[1])
+                self._around.resumed(vcpu.index)
+
+    def _died(self, thread: VcpuThread, report: str) -> None:
+        self._around.ended(Outcome(Reason.FAILED, report=report))
