@@ -33,6 +33,8 @@ NO_TAG = -1  # equals no page address, whatever alignment bits are compared
 RECORD = 8
 RECORDS_HEADER = 64  # in front of a page's records: host address and index of the page
 RECORDS_SIZE = RECORDS_HEADER + (PAGE // 2 + 2) * RECORD + 48  # two closing records; a multiple of 64
+#: Handlers that are no instruction's, first in the table of handler addresses.
+UNDECODED, PAGE_END, RETIRED, ILLEGAL, STRADDLING = range(5)
 HANDLER_TABLE = PAGE  # bytes of the table of handler addresses
 SINK = 32  # where a result for x0 goes
 

@@ -231,6 +231,7 @@ def _write_satp(native: Native, st: Ref, value: Val, n: Val) -> None:
         st.set("satp", value)
         native.call(st, "flush_data")
         native.call(st, "flush_fetch")
+        st.set("resync", IRQ_STATE)  # the next instruction is fetched through the new tables: kernels rely on its fault
 
 
 def _write_menvcfg(native: Native, st: Ref, value: Val, n: Val) -> None:
@@ -266,6 +267,7 @@ def _pmp_decode(native: Native) -> None:
         st.set("pmp_hi", hi.get(), i)
     native.call(st, "flush_data")
     native.call(st, "flush_fetch")
+    st.set("resync", IRQ_STATE)  # the next instruction may not be fetched any more
     f.ret()
 
 

@@ -10,13 +10,23 @@ from __future__ import annotations
 from vmm.codegen.ir import Function, Val
 from vmm.isa.encoding import BitField, Flag, Instruction
 from vmm.isa.table import BASE, COMPRESSED
-from vmm.vcpu.layout import EXEC, HANDLER_TABLE, PAGE, RECORD, RECORDS_HEADER, SINK, Cause
+from vmm.vcpu.layout import (
+    EXEC,
+    HANDLER_TABLE,
+    ILLEGAL,
+    PAGE,
+    PAGE_END,
+    RECORD,
+    RECORDS_HEADER,
+    SINK,
+    STRADDLING,
+    Cause,
+)
 from vmm.vcpu.native.abi import Native, shared_of
 
 
-#: Handlers that are no instruction's, first in the table.
-UNDECODED, PAGE_END, ILLEGAL, STRADDLING = range(4)
-_SPECIAL = ("undecoded", "page_end", "illegal", "straddling")
+#: Handlers that are no instruction's, in the order of their numbers in `layout`.
+_SPECIAL = ("undecoded", "page_end", "retired", "illegal", "straddling")
 
 #: How a handler treats what the pre-decoder found out: a target in the same page (`near`), any target (`far`), the
 #: dynamic rounding mode, a static one.
@@ -169,9 +179,13 @@ def _special(native: Native) -> None:
     h.call("decode", h.ip, word, offset, 0)
     h.dispatch(h.ip, h.n)
 
-    # Behind the last record of a page, and all of a retired page: find the records of this pc.
+    # Behind the last record of a page: on to the next page.
     h = native.frame("h_page_end")
     h.go("jump", h.pc, h.n)
+
+    # Everywhere in a page that was written to: find the records that took its place, around the TLB that led here.
+    h = native.frame("h_retired")
+    h.go("jump_slow", h.pc, h.n)
 
     h = native.frame("h_illegal")
     pc = h.pc

@@ -27,15 +27,18 @@ from vmm.vcpu.layout import (
     PAGE_CLEAN,
     PAGE_CODE,
     PAGE_DIRTY,
+    PAGE_END,
     PRV_M,
     PRV_S,
     READ,
     RECORD,
     RECORDS_HEADER,
     RECORDS_SIZE,
+    RETIRED,
     TLB_ENTRIES,
     TLB_ENTRY,
     TLB_MODES,
+    UNDECODED,
     WRITE,
     XMODE_BARE,
     XMODE_S,
@@ -396,8 +399,8 @@ def _code_pages(native: Native) -> None:
     f.store(shared.get("ram_host") + (page << 12), header, 0)
     f.store(page, header, 8)
     records = header.offset(RECORDS_HEADER)
-    undecoded = f.load("i32", shared.get("handlers"), 0).zext()
-    page_end = f.load("i32", shared.get("handlers"), 4).zext()
+    undecoded = f.load("i32", shared.get("handlers"), 4 * UNDECODED).zext()
+    page_end = f.load("i32", shared.get("handlers"), 4 * PAGE_END).zext()
     with f.for_range(PAGE // 2) as i:
         f.store(undecoded, records.offset(i * RECORD))
     for i in (PAGE // 2, PAGE // 2 + 1):
@@ -440,7 +443,7 @@ def _code_pages(native: Native) -> None:
     f.store(f.const(0), shared.get("code_masks").offset(page << 3), order="seq_cst")
     old = f.rmw("xchg", shared.get("code_pages").offset(page << 3), f.const(0))
     with f.if_(old.ne(0)):
-        gone = f.load("i32", shared.get("handlers"), 4)  # the closing record's handler: look up where pc lives now
+        gone = f.load("i32", shared.get("handlers"), 4 * RETIRED)
         with f.for_range(PAGE // 2) as i:
             f.store(gone, old.to_ptr().offset(i * RECORD), order="monotonic")
     f.ret()

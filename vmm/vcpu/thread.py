@@ -1,0 +1,267 @@
+"""One OS thread per VCPU, and the gate through which they are paused, stopped and parked.
+
+Whether a VCPU may run is a predicate under one condition variable (`Gate`), never an edge: a thread that is asked to
+leave looks at the predicate before it goes back in, so no wake-up can be lost between a check and a wait.
+"""
+
+from __future__ import annotations
+
+import threading
+import traceback
+from collections.abc import Callable
+from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator
+from typing import Protocol
+
+from vmm.errors import InternalError
+from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
+from vmm.fabric.threads import name_os_thread
+from vmm.vcpu.layout import Exit, Mmio
+from vmm.vcpu.software import SoftwareBackend, SoftwareVcpu
+
+_SBI_ARGUMENTS = slice(10, 18)
+
+
+class SbiCalls(Protocol):
+    """What answers the calls that generated code leaves to Python: `vmm.machine.sbi`, through the machine."""
+
+    def __call__(self, vcpu: VcpuThread) -> None: ...
+
+
+class Gate:
+    """Which VCPU threads may be in guest code.
+
+    All threads hold at the gate while it is closed; one that is parked (a hart that is stopped) holds until it is
+    started. `closed()` is the safepoint: inside it, no VCPU is in guest code or in a device on behalf of one.
+    """
+
+    def __init__(self) -> None:
+        # Guards all below; notified when a thread arrives at the gate, and when one may go on.
+        self._changed = threading.Condition(threading.Lock())
+        self._threads: list[VcpuThread] = []
+        self._inside = 0
+        self._closers = 0
+        self._ended = False
+
+    def __repr__(self) -> str:
+        state = "ended" if self._ended else f"closed {self._closers} times" if self._closers else "open"
+        return f"<Gate {state}, {self._inside} of {len(self._threads)} VCPUs inside>"
+
+    def add(self, thread: VcpuThread) -> None:
+        with self._changed:
+            self._threads.append(thread)
+
+    def enter(self, thread: VcpuThread) -> bool:
+        """Wait until this thread may run; False when it is to end."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._ended or not (self._closers or thread.parked))
+            if self._ended:
+                return False
+            self._inside += 1
+            return True
+
+    def leave(self) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._changed.notify_all()
+
+    def must_hold(self, thread: VcpuThread) -> bool:
+        return bool(self._closers or self._ended or thread.parked)
+
+    def close(self, deadline: float = 10.0) -> None:
+        """Wait until no VCPU is inside. Not from a VCPU's own thread while it is inside.
+
+        Raises InternalError with the culprits if one does not arrive within `deadline` seconds.
+        """
+        with self._changed:
+            self._closers += 1
+            for thread in self._threads:
+                thread.vcpu.kick()
+            if not self._changed.wait_for(lambda: not self._inside, deadline):
+                raise InternalError(f"VCPUs did not come to a safepoint in {deadline} s: {self!r}")
+
+    def open(self) -> None:
+        with self._changed:
+            self._closers -= 1
+            self._changed.notify_all()
+
+    @contextmanager
+    def closed(self) -> Iterator[None]:
+        self.close()
+        try:
+            yield
+        finally:
+            self.open()
+
+    def end(self) -> None:
+        """All threads end once they are at the gate."""
+        with self._changed:
+            self._ended = True
+            for thread in self._threads:
+                thread.vcpu.kick()
+            self._changed.notify_all()
+
+    def park(self, thread: VcpuThread) -> None:
+        with self._changed:
+            thread.parked = True
+
+    def unpark(self, thread: VcpuThread, prepare: Callable[[], None]) -> None:
+        """Let a parked thread run. `prepare` sets its registers; it runs once the thread is surely out."""
+        with self._changed:
+            self._changed.wait_for(lambda: not thread.inside)
+            prepare()
+            thread.parked = False
+            self._changed.notify_all()
+
+
+class VcpuThread:
+    """Runs one VCPU: exits go to the bus, to the SBI, or back in.
+
+    `on_death(thread, report)` is told, on this thread, when it dies of an error.
+    """
+
+    def __init__(
+        self,
+        vcpu: SoftwareVcpu,
+        backend: SoftwareBackend,
+        bus: Bus,
+        gate: Gate,
+        *,
+        sbi: SbiCalls,
+        outside_guest: AbstractContextManager[object] | None,
+        on_death: Callable[[VcpuThread, str], None],
+    ) -> None:
+        self.vcpu = vcpu
+        self.index = vcpu.index
+        self.name = f"vcpu{vcpu.index}"
+        self.parked = False
+        self.inside = False
+        self.exits = [0] * len(Exit)
+        self._backend = backend
+        self._gate = gate
+        self._sbi = sbi
+        self._outside_guest = outside_guest
+        self._on_death = on_death
+        self._reader = bus.reader(self.name, vcpu.kick)
+        self._bus = bus
+        self._snapshot: Snapshot = self._reader.refresh()
+        self._windows: dict[int, Mapping] = {}
+        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+        gate.add(self)
+
+    def __repr__(self) -> str:
+        where = "parked" if self.parked else "running" if self.inside else "at the gate"
+        return f"<VcpuThread {self.name} {where}>"
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def join(self, timeout: float | None = None) -> bool:
+        """Wait for the thread's end; False if it has not ended in time."""
+        self._thread.join(timeout)
+        return not self._thread.is_alive()
+
+    def _main(self) -> None:
+        name_os_thread(self.name)
+        try:
+            while self._gate.enter(self):
+                self.inside = True
+                try:
+                    self._run()
+                finally:
+                    self.inside = False
+                    self._gate.leave()
+        except BaseException:
+            self._on_death(self, self.report(traceback.format_exc()))
+        finally:
+            self._reader.leave()
+
+    def _run(self) -> None:
+        """Guest code and exits, until the gate wants this thread."""
+        run = self.vcpu.run
+        exits = self.exits
+        outside = self._outside_guest
+        while True:
+            reason = run()
+            exits[reason] += 1
+            if outside is None:
+                again = self._handle(reason)
+            else:
+                with outside:
+                    again = self._handle(reason)
+            if not again:
+                return
+
+    def _handle(self, reason: int) -> bool:
+        """Serve one exit; False to go to the gate."""
+        if reason == Exit.MMIO_READ:
+            self._mmio_read()
+            return True
+        if reason == Exit.MMIO_WRITE:
+            self._mmio_write()
+            return True
+        if reason == Exit.KICK:
+            if self._bus.snapshot is not self._snapshot:
+                self._refresh()
+            return not self._gate.must_hold(self)
+        if reason == Exit.SBI:
+            self._sbi(self)
+            return not self.parked
+        if reason == Exit.CODE_FULL:
+            return self._reclaim_code()
+        raise InternalError(f"{self.name} left guest code: {Exit(reason).name}")
+
+    def _window(self, address: int, size: int) -> Mapping | None:
+        """The window of an access; None where there is none."""
+        if self._bus.snapshot is not self._snapshot:
+            self._refresh()
+        window = self._windows.get(address >> 12)
+        if window is None or not window.base <= address < window.end:
+            window = self._snapshot.find(address)
+            if window is None:
+                return None
+            self._windows[address >> 12] = window
+        return window if address + size <= window.end else None
+
+    def _refresh(self) -> None:
+        self._snapshot = self._reader.refresh()
+        self._windows.clear()
+
+    def _mmio_read(self) -> None:
+        vcpu = self.vcpu
+        address, size = vcpu.mmio_addr[0], vcpu.mmio_size[0]
+        window = self._window(address, size)
+        if window is None:
+            vcpu.mmio_state[0] = Mmio.FAULT
+            return
+        try:
+            vcpu.mmio_value[0] = window.read(address - window.base, size)
+            vcpu.mmio_state[0] = 1
+        except BusFault:
+            vcpu.mmio_state[0] = Mmio.FAULT
+
+    def _mmio_write(self) -> None:
+        vcpu = self.vcpu
+        address, size = vcpu.mmio_addr[0], vcpu.mmio_size[0]
+        window = self._window(address, size)
+        if window is None:
+            vcpu.mmio_state[0] = Mmio.FAULT
+            return
+        try:
+            window.write(address - window.base, size, vcpu.mmio_value[0])
+            vcpu.mmio_state[0] = 1
+        except BusFault:
+            vcpu.mmio_state[0] = Mmio.FAULT
+
+    def _reclaim_code(self) -> bool:
+        """The arena of pre-decoded code is full: with every VCPU at the gate, start it over."""
+        raise InternalError("no room for pre-decoded code")
+
+    def report(self, cause: str) -> str:
+        """Hart, pc, registers and stack, for a machine that died."""
+        vcpu = self.vcpu
+        rows = [f"{self.name}: pc {vcpu.pc:#018x} privilege {vcpu.privilege}, {vcpu.instructions} instructions"]
+        rows += [
+            "  ".join(f"x{i + k:<2} {vcpu.x[i + k]:016x}" for k in range(4)) for i in range(0, 32, 4)
+        ]
+        return "\n".join([*rows, cause])
