@@ -15,8 +15,8 @@ from vmm.isa.context import DZ, NV, NX, OF, UF, AmoOp, CsrOp, SystemOp
 from vmm.isa.table import BASE
 
 _FIELDS = (
-    "rs1", "rs2", "imm", "rs1_field", "pc", "f1", "f2", "f3",  # in
-    "rd", "fd", "flags", "mxcsr", "memory", "address", "stored", "target", "asked",  # out; `memory` is what a load finds
+    "rs1", "rs2", "imm", "rs1_field", "pc", "f1", "f2", "f3", "memory",  # in; `memory` is what a load finds
+    "rd", "fd", "flags", "mxcsr", "address", "stored", "target", "asked",  # out
 )  # fmt: skip
 _AT = Struct("probe", [(name, "i64") for name in _FIELDS])
 _TYPES = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
@@ -171,5 +171,9 @@ class Probe:
     def run_fp(self, rm: int, *operands: int) -> tuple[int, int, int]:
         """(f[rd], x[rd], flags) of a floating-point instruction on raw register contents."""
         out = self.run(rm, **{f"f{n}": raw for n, raw in enumerate(operands, 1)})
-        raised = sum(flag for bit, flag in _MXCSR_FLAGS.items() if out["mxcsr"] & bit)
-        return out["fd"], out["rd"], raised | out["flags"]
+        return out["fd"], out["rd"], self.flags(out)
+
+    @staticmethod
+    def flags(out: dict[str, int]) -> int:
+        """The flags that a run raised, by the host or by hand."""
+        return out["flags"] | sum(flag for bit, flag in _MXCSR_FLAGS.items() if out["mxcsr"] & bit)

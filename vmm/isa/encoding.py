@@ -310,9 +310,7 @@ def compressed(bases: Mapping[str, Instruction], rows: Iterable[CompressedRow]) 
     return tuple(_compressed(bases, *row) for row in rows)
 
 
-def _compressed(
-    bases: Mapping[str, Instruction], name: str, pattern: str, syntax: str, meaning: str
-) -> Instruction:
+def _compressed(bases: Mapping[str, Instruction], name: str, pattern: str, syntax: str, meaning: str) -> Instruction:
     p = _Pattern(pattern)
     base_name, _, actual = meaning.partition(" ")
     base = bases[base_name]

@@ -9,9 +9,18 @@ from vmm.isa.encoding import Instruction
 BASE: dict[str, Instruction] = {
     insn.name: insn
     for insn in (
-        *integer.I, *integer.M, *atomic.A, *floating.FD,
-        *bitmanip.ZBA, *bitmanip.ZBB, *bitmanip.ZBS,
-        *system.ZICSR, *system.ZIFENCEI, *system.PRIVILEGED, *system.ZICBOM, *system.ZICBOZ,
+        *integer.I,
+        *integer.M,
+        *atomic.A,
+        *floating.FD,
+        *bitmanip.ZBA,
+        *bitmanip.ZBB,
+        *bitmanip.ZBS,
+        *system.ZICSR,
+        *system.ZIFENCEI,
+        *system.PRIVILEGED,
+        *system.ZICBOM,
+        *system.ZICBOZ,
     )
 }
 
