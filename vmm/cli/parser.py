@@ -50,7 +50,7 @@ def parse(arguments: Sequence[str]) -> tuple[Guest | None, dict[str, object]]:
     given, unknown = make_parser(guest).parse_known_args(arguments[1:] if guest else arguments)
     table = {option.key: option for _title, options in groups(guest) for option in options}
     if unknown:
-        raise ConfigError(_unknown(unknown[0], table.values()))
+        raise ConfigError(_unknown(unknown[0], guest, table.values()))
     settings = {key: table[key].convert(f"--{table[key].name}", value, Path()) for key, value in vars(given).items()}
     file = settings.pop("config", None)
     return guest, {**_read(file, table), **settings} if isinstance(file, Path) else settings
@@ -76,8 +76,10 @@ def _add_option(group: argparse._ArgumentGroup, option: Option) -> None:
         group.add_argument(f"--{option.name}", dest=option.key, metavar=option.metavar, help=text)
 
 
-def _unknown(word: str, options: Iterable[Option]) -> str:
+def _unknown(word: str, guest: Guest | None, options: Iterable[Option]) -> str:
     name = word.partition("=")[0]
+    if guest is not None and name.removeprefix("--") in guest.fixed:
+        return f"{name}: `vmm-run {guest.name}` brings its own: leave it out"
     if name in (guest.name for guest in GUESTS):
         return f"{name}: comes too late: write it first, as in `vmm-run {name} --smp 2`"
     if not name.startswith("-"):

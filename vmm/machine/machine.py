@@ -115,6 +115,10 @@ class Machine:
         """Asks for a transition without waiting for it, from any thread."""
         self._lifecycle.post(request, outcome)
 
+    def abandon(self) -> None:
+        """For a process that ends although its machine does not stop: gives the terminal back, and nothing else."""
+        self._board.restore_terminal()
+
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """How the run ended, or None when it has not after `timeout` seconds."""
         return self._lifecycle.wait(timeout)

@@ -17,7 +17,7 @@ _WORD = (1 << 64) - 1
 
 
 class SoftwareHarts:
-    """All harts of a machine, one thread each. Generated code serves timer, IPI and fence calls: they never get here."""
+    """All harts of a machine, one thread each. Generated code serves timer, IPI and fence calls by itself."""
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around

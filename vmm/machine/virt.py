@@ -33,7 +33,7 @@ from vmm.fabric.workers import Workers
 from vmm.host.block import BlockBackend, open_image
 from vmm.host.chardev import Chardev
 from vmm.host.consoles import open_chardev
-from vmm.host.terminal import Command
+from vmm.host.terminal import Command, TerminalChardev
 from vmm.host.transcript import Transcript
 from vmm.locks import Locking
 from vmm.machine import boot
@@ -355,6 +355,11 @@ class Board:
             "locks": self.locking.statistics(),
             **{device.name: device.statistics() for device in self.virtio},
         }
+
+    def restore_terminal(self) -> None:
+        """If the serial port has the terminal in raw mode; any thread, any time."""
+        if isinstance(self.serial, TerminalChardev):
+            self.serial.restore()
 
     # -- doors for devices, harts and threads: each posts and returns -------------------------------------------------
 

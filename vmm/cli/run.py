@@ -1,0 +1,206 @@
+"""What `vmm-run` does with its settings: prepare the guest, run it, and say how it ended."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from vmm.cli.options import KEYS
+from vmm.cli.parser import parse
+from vmm.cli.signals import Signals
+from vmm.cli.status import Status, of_outcome, of_signal
+from vmm.errors import ConfigError, HostError, SnapshotError, VmmError
+from vmm.guests import debian, demo
+from vmm.host.terminal import Command
+from vmm.host.transcript import ExpectError
+from vmm.machine import virt
+from vmm.machine.config import Config
+from vmm.machine.lifecycle import Outcome, Reason, Request, State
+from vmm.machine.machine import Machine
+
+DEBIAN_MEM = 512 << 20
+DEBIAN_HARTS = 2
+DEMO_HARTS = 4
+
+Settings = Mapping[str, Any]
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The program. Returns its exit status (`vmm.cli.status`)."""
+    try:
+        guest, settings = parse(sys.argv[1:] if arguments is None else arguments)
+        return run(settings if guest is None else GUESTS[guest.name](settings))
+    except (ConfigError, HostError, SnapshotError) as error:
+        _say(str(error))
+        return Status.BAD_INPUT
+    except VmmError as error:
+        _say(f"{type(error).__name__}: {error}")
+        return Status.FAILED
+    except KeyboardInterrupt:
+        return of_signal(signal.SIGINT)
+
+
+def run(settings: Settings) -> int:
+    """Makes a machine, follows it to its end, and returns the exit status."""
+    names = {field.name for field in fields(Config)}
+    config = Config(**{"serial": "stdio", **{key: value for key, value in settings.items() if key in names}})
+    if file := settings.get("dump_dtb"):
+        _dump(file, config)
+        return Status.OK
+    with contextlib.ExitStack() as stack:
+        keys = _Keys()
+        signals = stack.enter_context(Signals(keys.stop, keys.restore))
+        machine = stack.enter_context(Machine(config, commands=keys.commands()))
+        keys.machine = machine
+        if signals.received is None:
+            machine.start()
+        seen, in_time = _follow(machine, settings.get("expect"), settings.get("timeout"))
+        machine.stop()
+    outcome = machine.outcome or Outcome(Reason.ASKED)
+    return _conclude(outcome, signals.received, seen=seen, in_time=in_time, settings=settings)
+
+
+def _follow(machine: Machine, expect: re.Pattern[bytes] | None, timeout: float | None) -> tuple[bool, bool]:
+    """Waits for the run to end; returns (the expected text came, the time was enough)."""
+    deadline = time.monotonic() + (threading.TIMEOUT_MAX if timeout is None else timeout)
+    if expect is not None:
+        try:
+            machine.serial.expect(expect, deadline - time.monotonic())
+            return True, True
+        except ExpectError:
+            if machine.state is State.STOPPING:  # its console is closed already, its outcome not yet known
+                machine.wait()
+    return False, machine.wait(max(0.0, deadline - time.monotonic())) is not None
+
+
+def _conclude(
+    outcome: Outcome, received: signal.Signals | None, *, seen: bool, in_time: bool, settings: Settings
+) -> int:
+    """Says how the run ended, where that is not plain, and picks the exit status."""
+    if outcome.report:
+        print(outcome.report.rstrip(), file=sys.stderr)
+    if outcome.reason in (Reason.FAILED, Reason.GUEST_FAULT):
+        _say(f"{outcome.reason.value}: see above")
+        return of_outcome(outcome)
+    if seen:
+        return Status.OK
+    if received is not None:
+        _say(f"stopped by {received.name}")
+        return of_signal(received)
+    if not in_time:
+        _say(f"--timeout: {settings['timeout']:g} s are over")
+        return Status.TIMEOUT
+    if outcome.code:
+        _say(f"the guest ended with code {outcome.code}")
+    if "expect" in settings:
+        _say(f"--expect: the run ended without {settings['expect'].pattern.decode()!r}")
+        return Status.NOT_EXPECTED
+    return of_outcome(outcome)
+
+
+class _Keys:
+    """What the escape key and the signals do to the machine, once there is one. All of it only posts."""
+
+    def __init__(self) -> None:
+        self.machine: Machine | None = None
+
+    def commands(self) -> dict[str, Command]:
+        do: dict[str, Callable[[], None]] = {
+            "x": lambda: self._post(Request.STOP),
+            "p": self._pause_or_resume,
+            "r": lambda: self._post(Request.RESET),
+            "s": self._show,
+        }
+        meanings = {keys.removeprefix("C-a "): meaning for keys, meaning in KEYS}
+        return {key: Command(meanings[key], action) for key, action in do.items()}
+
+    def stop(self, number: signal.Signals) -> None:
+        self._post(Request.STOP)
+
+    def restore(self) -> None:
+        if self.machine is not None:
+            self.machine.abandon()
+
+    def _post(self, request: Request) -> None:
+        if self.machine is not None:
+            self.machine.post(request)
+
+    def _pause_or_resume(self) -> None:
+        paused = self.machine is not None and self.machine.state is State.PAUSED
+        self._post(Request.RESUME if paused else Request.PAUSE)
+
+    def _show(self) -> None:
+        if self.machine is not None:
+            print("".join(f"\n{name}: {what}" for name, what in self.machine.statistics().items()), file=sys.stderr)
+
+
+# -- guests that need no files ---------------------------------------------------------------------------------------
+
+
+def _debian(settings: Settings) -> Settings:
+    made = debian.prepare(cache_dir=settings.get("cache_dir"), refresh=settings.get("refresh", False))
+    at_terminal = sys.stdin.isatty() and sys.stdout.isatty()
+    if script := settings.get("run"):
+        append = made.run_append(script)
+    elif settings.get("report") or not at_terminal:
+        append = made.report_append
+    else:
+        append = made.default_append
+    return {
+        "smp": DEBIAN_HARTS,
+        "mem": DEBIAN_MEM,
+        **settings,
+        "kernel": made.kernel,
+        "initrd": made.initrd,
+        "append": f"{append} {settings.get('append', '')}".rstrip(),
+    }
+
+
+def _demo(settings: Settings) -> Settings:
+    return {"smp": DEMO_HARTS, **settings, "bios": demo.PROGRAM}
+
+
+GUESTS: dict[str, Callable[[Settings], Settings]] = {"debian": _debian, "demo": _demo}
+
+
+# -- output ----------------------------------------------------------------------------------------------------------
+
+
+def _say(message: str) -> None:
+    print(f"vmm-run: {' '.join(message.split())}", file=sys.stderr, flush=True)
+
+
+def _dump(file: Path, config: Config) -> None:
+    """Writes the device tree whole or not at all."""
+    config.check()
+    if config.kernel or config.bios:
+        boot = virt.plan(config)
+        boot.close()
+        blob = boot.device_tree
+    else:
+        blob = virt.tree(config, None)
+    try:
+        if file.exists() and not file.is_file():
+            file.write_bytes(blob)
+            return
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
+        try:
+            with os.fdopen(handle, "wb") as out:
+                out.write(blob)
+            os.chmod(name, 0o644)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError as error:
+        raise ConfigError(f"--dump-dtb {file}: {error.strerror}: give a file that can be written") from None
