@@ -7,7 +7,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, TypeVar
+from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
 from vmm.devices.saved import Checked, load_state, save_state
 from vmm.fabric.bus import BusFault
@@ -135,7 +135,16 @@ class RegisterDevice(Device, Generic[S]):
         self._refusals += 1
 
 
-def register_page(device: type[RegisterDevice[Any]]) -> str:
+class Programmed(Protocol):
+    """A class whose instances are programmed through registers in one window."""
+
+    __name__: str
+    registers: tuple[Register, ...]
+    span: int
+    sizes: frozenset[int]
+
+
+def register_page(device: Programmed) -> str:
     """The documentation of one device's registers, Markdown."""
     lines = [f"## {device.__name__}", "", inspect.cleandoc(device.__doc__ or ""), ""]
     lines += ["| offset | bytes | access | name | meaning |", "| ---: | ---: | --- | --- | --- |"]

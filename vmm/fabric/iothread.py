@@ -134,9 +134,7 @@ class IoThread:
             raise InternalError(f"work of {self.name} ran on {threading.current_thread().name}")
 
     def statistics(self) -> IoStatistics:
-        return IoStatistics(
-            self._turns, self._callbacks, self._busy_ns, self._longest_ns, self._longest, self._running
-        )
+        return IoStatistics(self._turns, self._callbacks, self._busy_ns, self._longest_ns, self._longest, self._running)
 
     # -- what to wait for ---------------------------------------------------------------------------------------------
 

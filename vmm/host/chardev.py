@@ -343,9 +343,7 @@ class PtyChardev(StreamChardev):
         controller, self._other = os.openpty()
         tty.setraw(self._other)
         self.path: Final = os.ttyname(self._other)
-        super().__init__(
-            f"pty:{self.path}", home, transcript, input_fd=controller, output_fd=controller, owned=True
-        )
+        super().__init__(f"pty:{self.path}", home, transcript, input_fd=controller, output_fd=controller, owned=True)
 
     def close(self, timeout: float = 2.0) -> None:
         super().close(timeout)
