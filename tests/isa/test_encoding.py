@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import random
+import subprocess
+import sys
 from itertools import combinations
+from pathlib import Path
 
 import pytest
 
@@ -187,3 +191,10 @@ def test_csr_numbers_say_who_may_access_them() -> None:
     assert (CSRS[0xC01].privilege, CSRS[0xC01].read_only) == (Privilege.U, True)
     assert (CSRS[NUMBERS["satp"]].privilege, CSRS[NUMBERS["satp"]].read_only) == (Privilege.S, False)
     assert (CSRS[NUMBERS["mhartid"]].privilege, CSRS[NUMBERS["mhartid"]].read_only) == (Privilege.M, True)
+
+
+def test_the_page_of_the_docs_is_up_to_date() -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, root / "tools" / "docs_isa.py", "--check"]
+    done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

@@ -50,16 +50,16 @@ def _bit(c: Context, n: Val) -> Val:
 # fmt: off
 ZBA = (
     *family("Zba", "rd, rs1, rs2", Flag.NONE, [
-        ("add.uw",    "0000100 rs2 rs1 000 rd 0111011", lambda c: c.rs2 + zext32(c.rs1),        "add unsigned word"),
+        ("add.uw",    "0000100 rs2 rs1 000 rd 0111011", lambda c: c.rs2 + zext32(c.rs1),        "add, rs1 its low word"),
         ("sh1add",    "0010000 rs2 rs1 010 rd 0110011", lambda c: c.rs2 + (c.rs1 << 1),         "scale by 2 and add"),
         ("sh2add",    "0010000 rs2 rs1 100 rd 0110011", lambda c: c.rs2 + (c.rs1 << 2),         "scale by 4 and add"),
         ("sh3add",    "0010000 rs2 rs1 110 rd 0110011", lambda c: c.rs2 + (c.rs1 << 3),         "scale by 8 and add"),
-        ("sh1add.uw", "0010000 rs2 rs1 010 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 1), "scale word by 2"),
-        ("sh2add.uw", "0010000 rs2 rs1 100 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 2), "scale word by 4"),
-        ("sh3add.uw", "0010000 rs2 rs1 110 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 3), "scale word by 8"),
+        ("sh1add.uw", "0010000 rs2 rs1 010 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 1), "scale low word by 2 and add"),
+        ("sh2add.uw", "0010000 rs2 rs1 100 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 2), "scale low word by 4 and add"),
+        ("sh3add.uw", "0010000 rs2 rs1 110 rd 0111011", lambda c: c.rs2 + (zext32(c.rs1) << 3), "scale low word by 8 and add"),
     ]),
     *family("Zba", "rd, rs1, shamt", Flag.NONE, [
-        ("slli.uw", "000010 uimm[5:0] rs1 001 rd 0011011", lambda c: zext32(c.rs1) << c.imm, "shift word left"),
+        ("slli.uw", "000010 uimm[5:0] rs1 001 rd 0011011", lambda c: zext32(c.rs1) << c.imm, "shift low word left"),
     ]),
 )
 
@@ -69,21 +69,21 @@ ZBB = (
         ("orn",  "0100000 rs2 rs1 110 rd 0110011", lambda c: c.rs1 | ~c.rs2,                           "or inverted"),
         ("xnor", "0100000 rs2 rs1 100 rd 0110011", lambda c: ~(c.rs1 ^ c.rs2),                         "exclusive nor"),
         ("max",  "0000101 rs2 rs1 110 rd 0110011", lambda c: c.select(c.rs1.lts(c.rs2), c.rs2, c.rs1), "maximum"),
-        ("maxu", "0000101 rs2 rs1 111 rd 0110011", lambda c: c.select(c.rs1.ltu(c.rs2), c.rs2, c.rs1), "unsigned"),
+        ("maxu", "0000101 rs2 rs1 111 rd 0110011", lambda c: c.select(c.rs1.ltu(c.rs2), c.rs2, c.rs1), "maximum, unsigned"),
         ("min",  "0000101 rs2 rs1 100 rd 0110011", lambda c: c.select(c.rs1.lts(c.rs2), c.rs1, c.rs2), "minimum"),
-        ("minu", "0000101 rs2 rs1 101 rd 0110011", lambda c: c.select(c.rs1.ltu(c.rs2), c.rs1, c.rs2), "unsigned"),
+        ("minu", "0000101 rs2 rs1 101 rd 0110011", lambda c: c.select(c.rs1.ltu(c.rs2), c.rs1, c.rs2), "minimum, unsigned"),
         ("rol",  "0110000 rs2 rs1 001 rd 0110011", lambda c: _rol(c, c.rs1, c.rs2),                    "rotate left"),
         ("ror",  "0110000 rs2 rs1 101 rd 0110011", lambda c: _ror(c, c.rs1, c.rs2),                    "rotate right"),
     ]),
     *family("Zbb", "rd, rs1, rs2", Flag.NONE, [
-        ("rolw", "0110000 rs2 rs1 001 rd 0111011", lambda c: _rol(c, word(c.rs1), word(c.rs2)).sext(), "rotate left"),
-        ("rorw", "0110000 rs2 rs1 101 rd 0111011", lambda c: _ror(c, word(c.rs1), word(c.rs2)).sext(), "rotate right"),
+        ("rolw", "0110000 rs2 rs1 001 rd 0111011", lambda c: _rol(c, word(c.rs1), word(c.rs2)).sext(), "rotate left, 32 bits"),
+        ("rorw", "0110000 rs2 rs1 101 rd 0111011", lambda c: _ror(c, word(c.rs1), word(c.rs2)).sext(), "rotate right, 32 bits"),
     ]),
     *family("Zbb", "rd, rs1, shamt", Flag.NONE, [
-        ("rori", "011000 uimm[5:0] rs1 101 rd 0010011", lambda c: _ror(c, c.rs1, c.imm), "rotate"),
+        ("rori", "011000 uimm[5:0] rs1 101 rd 0010011", lambda c: _ror(c, c.rs1, c.imm), "rotate right"),
     ]),
     *family("Zbb", "rd, rs1, shamt", Flag.NONE, [
-        ("roriw", "0110000 uimm[4:0] rs1 101 rd 0011011", lambda c: _ror(c, word(c.rs1), word(c.imm)).sext(), "rotate"),
+        ("roriw", "0110000 uimm[4:0] rs1 101 rd 0011011", lambda c: _ror(c, word(c.rs1), word(c.imm)).sext(), "rotate right, 32 bits"),
     ]),
     *family("Zbb", "rd, rs1", Flag.NONE, [
         ("clz",    "011000000000 rs1 001 rd 0010011", lambda c: _clz(c, c.rs1),               "count leading zeros"),
@@ -95,7 +95,7 @@ ZBB = (
         ("sext.b", "011000000100 rs1 001 rd 0010011", lambda c: c.rs1.trunc("i8").sext(),     "sign-extend byte"),
         ("sext.h", "011000000101 rs1 001 rd 0010011", lambda c: c.rs1.trunc("i16").sext(),    "sign-extend halfword"),
         ("zext.h", "000010000000 rs1 100 rd 0111011", lambda c: c.rs1 & 0xFFFF,               "zero-extend halfword"),
-        ("orc.b",  "001010000111 rs1 101 rd 0010011", lambda c: _orc_b(c.rs1),                "or bits of a byte"),
+        ("orc.b",  "001010000111 rs1 101 rd 0010011", lambda c: _orc_b(c.rs1),                "set all bits of each byte that has one"),
         ("rev8",   "011010111000 rs1 101 rd 0010011", lambda c: _unary(c, "bswap", c.rs1),    "reverse bytes"),
     ]),
 )

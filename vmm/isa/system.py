@@ -26,18 +26,18 @@ def _csr(c: Context, op: CsrOp, operand: Val) -> Val:
 ZICSR = (
     *family("Zicsr", "rd, csr, rs1", Flag.CSR, [
         ("csrrw", "uimm[11:0] rs1 001 rd 1110011", lambda c: _csr(c, "write", c.rs1), "read and write CSR"),
-        ("csrrs", "uimm[11:0] rs1 010 rd 1110011", lambda c: _csr(c, "set", c.rs1),   "read and set bits"),
-        ("csrrc", "uimm[11:0] rs1 011 rd 1110011", lambda c: _csr(c, "clear", c.rs1), "read and clear bits"),
+        ("csrrs", "uimm[11:0] rs1 010 rd 1110011", lambda c: _csr(c, "set", c.rs1),   "read CSR and set bits"),
+        ("csrrc", "uimm[11:0] rs1 011 rd 1110011", lambda c: _csr(c, "clear", c.rs1), "read CSR and clear bits"),
     ]),
     *family("Zicsr", "rd, csr, zimm", Flag.CSR, [
-        ("csrrwi", "uimm[11:0] rs1 101 rd 1110011", lambda c: _csr(c, "write", c.rs1_field), "the same, immediate"),
-        ("csrrsi", "uimm[11:0] rs1 110 rd 1110011", lambda c: _csr(c, "set", c.rs1_field),   "the same, immediate"),
-        ("csrrci", "uimm[11:0] rs1 111 rd 1110011", lambda c: _csr(c, "clear", c.rs1_field), "the same, immediate"),
+        ("csrrwi", "uimm[11:0] rs1 101 rd 1110011", lambda c: _csr(c, "write", c.rs1_field), "read and write CSR, immediate"),
+        ("csrrsi", "uimm[11:0] rs1 110 rd 1110011", lambda c: _csr(c, "set", c.rs1_field),   "read and set bits, immediate"),
+        ("csrrci", "uimm[11:0] rs1 111 rd 1110011", lambda c: _csr(c, "clear", c.rs1_field), "read and clear bits, immediate"),
     ]),
 )
 
 ZIFENCEI = family("Zifencei", "", Flag.SYSTEM, [
-    ("fence.i", "------------ ----- 001 ----- 0001111", lambda c: c.system("fence_i"), "see code written so far"),
+    ("fence.i", "------------ ----- 001 ----- 0001111", lambda c: c.system("fence_i"), "see instructions written so far"),
 ])
 
 PRIVILEGED = (
@@ -51,7 +51,7 @@ PRIVILEGED = (
         ("wfi",  "0001000 00101 00000 000 00000 1110011", lambda c: c.system("wfi"),  "wait for interrupt"),
     ]),
     *family("privileged", "rs1, rs2", Flag.SYSTEM, [
-        ("sfence.vma", "0001001 rs2 rs1 000 00000 1110011", lambda c: c.system("sfence_vma"), "see new page tables"),
+        ("sfence.vma", "0001001 rs2 rs1 000 00000 1110011", lambda c: c.system("sfence_vma"), "see page tables written so far"),
     ]),
 )
 
