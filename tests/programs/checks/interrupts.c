@@ -146,25 +146,25 @@ static void delegated(void)
 /* Sstc (menvcfg.STCE): stimecmp drives STIP. Skipped where menvcfg does not keep the bit. */
 static void supervisor_timer(void)
 {
-    csr_set(0x30a, 1ul << 63);
-    if (!(csr_read(0x30a) >> 63)) {
+    csr_set(menvcfg, 1ul << 63);
+    if (!(csr_read(menvcfg) >> 63)) {
         print("PASS (no Sstc here)\n");
         return;
     }
-    csr_write(0x14d, -1ul);
+    csr_write(stimecmp, -1ul);
     csr_write(mcounteren, 7);
     check(!mip_settled(STI, 0), "stimecmp in the far future: no STIP");
     csr_set(mstatus, MSTATUS_SIE);
     csr_write(mie, STI);
     u64 start = ticks();
-    csr_write(0x14d, start + TICKS_PER_SECOND / 100);
+    csr_write(stimecmp, start + TICKS_PER_SECOND / 100);
     run(SUPERVISOR, do_spin, 0, 0);
     check(trapped.a[0] == (INTERRUPT | 5) && ticks() - start >= TICKS_PER_SECOND / 100, "stimecmp interrupts S-mode in time");
     csr_clear(mip, STI);
     check(csr_read(mip) & STI, "mip.STIP cannot be written then");
-    csr_write(0x14d, -1ul);
+    csr_write(stimecmp, -1ul);
     check(!mip_settled(STI, 0), "a new stimecmp lowers STIP");
-    csr_clear(0x30a, 1ul << 63);
+    csr_clear(menvcfg, 1ul << 63);
     csr_set(mip, STI);
     check(csr_read(mip) & STI, "without STCE M-mode can set STIP");
     csr_clear(mip, STI);

@@ -111,7 +111,6 @@ static void effective_privilege(void)
     check_equal(load(MACHINE, AT(4096)), ECALL + MACHINE, "under MPRV M-mode may load what U-mode may");
     csr_set(mstatus, MSTATUS_MPRV);
     check_equal(store(MACHINE, AT(4096)), STORE_ACCESS, "but not store where U-mode may not");
-    csr_clear(mstatus, MSTATUS_MPRV);
     check_equal(store(MACHINE, AT(4096)), ECALL + MACHINE, "without MPRV it stores there");
     clear();
 }

@@ -14,7 +14,7 @@ void trap(u64 *frame)
     for (int i = 0; i < 8; i++)
         trapped.a[i] = frame[10 + i];
     csr_set(mstatus, MSTATUS_MPP);
-    csr_clear(mstatus, MSTATUS_MPIE);
+    csr_clear(mstatus, MSTATUS_MPIE | MSTATUS_MPRV);
     frame[0] = (u64)run_ends;
 }
 
