@@ -76,7 +76,7 @@ _ROWS = [
     (0x305, "mtvec",         "where M-mode traps go",                                    "p: Machine, mtvec"),
     (0x306, "mcounteren",    "counters that S-mode may read",                            "p: Machine, mcounteren"),
     (0x30A, "menvcfg",       "what S-mode may do: stimecmp, page types, A/D updates",    "p: Machine, menvcfg"),
-    (0x320, "mcountinhibit", "counters that stand still",                                "p: Machine, mcountinhibit"),
+    (0x320, "mcountinhibit", "counters that stand still; always 0",                      "p: Machine, mcountinhibit"),
     (0x340, "mscratch",      "a word for the trap handler",                              "p: Machine, mscratch"),
     (0x341, "mepc",          "pc of the instruction that trapped",                       "p: Machine, mepc"),
     (0x342, "mcause",        "why it trapped",                                           "p: Machine, mcause"),
