@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import threading
+from pathlib import Path
 
 import pytest
 from hypothesis import given
@@ -17,6 +19,7 @@ BASE = 0x8000_0000
 SIZE = MINIMUM
 END = BASE + SIZE
 PAGES = SIZE // PAGE
+DEVICES = Path(__file__).parents[2] / "vmm" / "devices"
 
 # Addresses that a guest would choose to hurt: around both ends of RAM, and around the end of the address space.
 addresses = st.one_of(
@@ -189,3 +192,10 @@ def test_a_word_stored_by_one_thread_is_never_seen_half_written_by_another():
         stop.set()
         writer.join()
         assert seen <= patterns
+
+
+@pytest.mark.parametrize("path", sorted(DEVICES.rglob("*.py")), ids=lambda path: path.stem)
+def test_no_device_packs_words_into_guest_memory_by_hand(path):
+    """What copies byte by byte lets a hart see half a word; `Dma.u16` and its kin do not."""
+    called = {node.attr for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Attribute)}
+    assert not called & {"pack_into", "unpack_from", "cast", "from_buffer", "from_address"}
