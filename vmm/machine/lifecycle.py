@@ -283,7 +283,7 @@ def page() -> str:
         [
             "# The life of a machine",
             "",
-            "Generated from the table in `vmm/machine/lifecycle.py` by `python tools/docs_cli.py`; do not edit.",
+            "Generated from the table in `vmm/machine/lifecycle.py` by `make docs`.",
             "",
             "Requests are posted by anybody and carried out one at a time by the thread `lifecycle`. A request that",
             "has no row for the state it meets is refused. If the work of a transition fails the machine stops.",

@@ -14,6 +14,8 @@ from vmm.vcpu.thread import Gate, VcpuThread
 
 _A0, _A1 = 10, 11
 _WORD = (1 << 64) - 1
+_ADUE = 1 << 61
+"""menvcfg: page walks set accessed and dirty bits (priv. spec 3.1.18)."""
 
 
 class SoftwareHarts:
@@ -49,7 +51,7 @@ class SoftwareHarts:
     def reset(self, entry: Entry) -> None:
         self._backend.reset()
         for thread in self._threads:
-            thread.vcpu.start_at(entry.pc, thread.index, entry.a1, entry.a2)
+            self._enter(thread, entry.pc, entry.a1, entry.a2)
             thread.parked = not entry.machine_mode and thread.index != 0
 
     def start(self) -> None:
@@ -85,12 +87,7 @@ class SoftwareHarts:
 
     def start_hart(self, hart: int, pc: int, opaque: int) -> None:
         thread = self._threads[hart]
-
-        def prepare() -> None:
-            thread.vcpu.reset()
-            thread.vcpu.start_at(pc, hart, opaque)
-
-        self._gate.unpark(thread, prepare)
+        self._gate.unpark(thread, lambda: self._restart(thread, pc, opaque))
 
     # -- on a hart's thread -------------------------------------------------------------------------------------------
 
@@ -109,9 +106,18 @@ class SoftwareHarts:
                 if restart is None:
                     x[_A0] = 0
                 else:
-                    vcpu.vcpu.reset()
-                    vcpu.vcpu.start_at(restart[0], vcpu.index, restart[1])
+                    self._restart(vcpu, *restart)
                 self._around.resumed(vcpu.index)
+
+    def _restart(self, thread: VcpuThread, pc: int, opaque: int) -> None:
+        thread.vcpu.reset()
+        self._enter(thread, pc, opaque)
+
+    def _enter(self, thread: VcpuThread, pc: int, a1: int, a2: int = 0) -> None:
+        """Goes on from the reset state at `pc`, a0 the hart's number."""
+        thread.vcpu.start_at(pc, thread.index, a1, a2)
+        if not self._around.svadu:
+            thread.vcpu.words["menvcfg"] &= ~_ADUE
 
     def _died(self, thread: VcpuThread, report: str) -> None:
         self._around.ended(Outcome(Reason.FAILED, report=report))
