@@ -120,7 +120,9 @@ def build(kept: Path, progress: Progress) -> Path:
         ).download(PACKAGE, scratch)
         progress("Unpacking", None)
         with tarfile.open(tarball) as archive:
-            archive.extractall(scratch, filter="data")
+            # Debian 12's Python 3.11.2 has no filters yet; apt has verified the archive
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(scratch)
         (source,) = (path for path in scratch.glob("Python-*") if path.is_dir())
         prefix = kept / source.name.removeprefix("Python-")
         staging = scratch / "staging"
