@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
 from pathlib import Path
@@ -66,7 +67,7 @@ class Natives:
         self.flush_data = short("flush_data", None, address)
         self.flush_fetch = short("flush_fetch", None, address)
         self.page_written = short("page_written", None, address, word, word)
-        self.revoke_writes = short("revoke_writes", None, address, word)
+        self.revoke_writes = short("revoke_writes", word, address, word)
         self.csr_read = short("csr_read", word, address, word, word)
         self.csr_write = short("csr_write", None, address, word, word, word)
         self.translate = short("translate", word, address, word, word)
@@ -235,6 +236,8 @@ class SoftwareBackend:
         self._code_masks = _private(pages * 8)
         self._arena = _private(ARENA)
         self._handlers = self._handler_table()
+        # Guards the arena and its tables while they are emptied: two VCPU threads may find it full at once.
+        self._forgetting = threading.Lock()
         libc = ctypes.CDLL(None)
         shared["ram_base"], shared["ram_size"], shared["ram_host"] = ram.base, ram.size, ram.host
         shared["page_flags"] = ram.page_flags_host
@@ -289,6 +292,10 @@ class SoftwareBackend:
 
     def forget_code(self) -> None:
         """Throw all pre-decoded code away. No hart may be in guest code."""
+        with self._forgetting:
+            self._forget_code()
+
+    def _forget_code(self) -> None:
         for table in (self._code_pages, self._code_masks):
             table.madvise(mmap.MADV_DONTNEED)
         self._arena.madvise(mmap.MADV_DONTNEED)

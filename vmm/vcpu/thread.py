@@ -137,6 +137,7 @@ class VcpuThread:
         self.parked = False
         self.inside = False
         self.exits = [0] * len(Exit)
+        self._code_full = False
         self._backend = backend
         self._gate = gate
         self._sbi = sbi
@@ -171,6 +172,10 @@ class VcpuThread:
                 finally:
                     self.inside = False
                     self._gate.leave()
+                if self._code_full:
+                    self._code_full = False
+                    with self._gate.closed():
+                        self._backend.forget_code()
         except BaseException:
             self._on_death(self, self.report(traceback.format_exc()))
         finally:
@@ -208,7 +213,8 @@ class VcpuThread:
             self._sbi(self)
             return not self.parked
         if reason == Exit.CODE_FULL:
-            return self._reclaim_code()
+            self._code_full = True
+            return False
         raise InternalError(f"{self.name} left guest code: {Exit(reason).name}")
 
     def _window(self, address: int, size: int) -> Mapping | None:
@@ -252,10 +258,6 @@ class VcpuThread:
             vcpu.mmio_state[0] = 1
         except BusFault:
             vcpu.mmio_state[0] = Mmio.FAULT
-
-    def _reclaim_code(self) -> bool:
-        """The arena of pre-decoded code is full: with every VCPU at the gate, start it over."""
-        raise InternalError("no room for pre-decoded code")
 
     def report(self, cause: str) -> str:
         """Hart, pc, registers and stack, for a machine that died."""

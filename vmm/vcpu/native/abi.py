@@ -85,7 +85,7 @@ class Native:
         "page_written": ("void", ("i64", "i64")),
         "retire_page": ("void", ("i64",)),
         "code_page": ("ptr", ("i64",)),
-        "revoke_writes": ("void", ("i64",)),
+        "revoke_writes": ("i64", ("i64",)),
         "fence_i": ("void", ()),
         # traps.py
         "set_fault": ("void", ("i64", "i64")),

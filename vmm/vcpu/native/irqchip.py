@@ -12,6 +12,7 @@ from vmm.vcpu.layout import (
     MAX_DOORBELLS,
     MEI,
     MSI,
+    MTI,
     PLIC_SOURCES,
     POLL_IRQ,
     SEI,
@@ -190,7 +191,10 @@ def _clint(native: Native) -> None:
     with f.if_(offset.geu(_MTIMECMP) & ((offset - _MTIMECMP) >> 3).ltu(nharts)):
         hart = _hart(st, shared, (offset - _MTIMECMP) >> 3)
         old = hart.get("mtimecmp", order="monotonic")
-        hart.set("mtimecmp", (old & ~keep) | ((value << part) & keep), order="seq_cst")
+        new = (old & ~keep) | ((value << part) & keep)
+        hart.set("mtimecmp", new, order="seq_cst")
+        with f.if_(new.gtu(native.call(st, "time"))):  # at once, for whoever reads mip next
+            native.call(hart, "lower_lines", 1 << MTI)
         native.call(hart, "wake", f.const(POLL_IRQ, "i32"))
     with f.if_((offset & ~4).eq(_MTIME)):
         now = native.call(st, "time")

@@ -410,21 +410,22 @@ def _code_pages(native: Native) -> None:
     with f.if_(done ^ 1):
         f.ret(found.to_ptr())
     f.rmw("or", shared.get("page_flags").offset(page), f.const(PAGE_CODE, "i8"))
-    native.call(st, "revoke_writes", shared.get("ram_host") + (page << 12))
-    # A young page: some hart may be just past the tag compare of a store to it. See `fence_i`.
-    spin_lock(f, shared.addr("code_lock"), shared.get("sched_yield"))
-    f.rmw("add", shared.addr("code_epoch"), f.const(1))
-    at = shared.get("young_count")
-    shared.set("young_count", at + 1)
-    with f.if_(at.ltu(YOUNG_PAGES)):
-        shared.set("young_page", page, at.zext())
-    spin_unlock(f, shared.addr("code_lock"))
+    # A young page: another hart could store to it, and may be just past the tag compare of such a store. See `fence_i`.
+    with f.if_(native.call(st, "revoke_writes", shared.get("ram_host") + (page << 12)).ne(0)):
+        spin_lock(f, shared.addr("code_lock"), shared.get("sched_yield"))
+        f.rmw("add", shared.addr("code_epoch"), f.const(1))
+        at = shared.get("young_count")
+        shared.set("young_count", at + 1)
+        with f.if_(at.ltu(YOUNG_PAGES)):
+            shared.set("young_page", page, at.zext())
+        spin_unlock(f, shared.addr("code_lock"))
     f.ret(records)
 
-    # (st, host address of a page): no hart's TLB lets it store there unseen any more
+    # (st, host address of a page): no hart's TLB lets it store there unseen any more; how many other harts' could
     f, st, (host,) = native.plain("revoke_writes")
     shared = shared_of(st)
     none = f.const(NO_TAG)
+    others = f.var("i64", 0)
     with f.for_range(shared.get("nharts")) as h:
         base = HART.bind(shared.get("hart", h)).addr("dtlb")
         with f.for_range(TLB_ENTRIES * TLB_MODES) as i:
@@ -432,8 +433,10 @@ def _code_pages(native: Native) -> None:
             tag = f.load("i64", entry, WTAG, order="monotonic")
             with f.if_((tag + f.load("i64", entry, ADDEND, order="monotonic")).eq(host)):
                 f.store(none, entry, WTAG, order="monotonic")
+                with f.if_(h.ne(st.get("mhartid"))):
+                    others.set(others.get() + 1)
     f.fence()
-    f.ret()
+    f.ret(others.get())
 
     # (st, page index): forget the page's records. Harts that are in them leave at their next instruction.
     f, st, (page,) = native.plain("retire_page")
@@ -450,7 +453,7 @@ def _code_pages(native: Native) -> None:
 
     # fence.i: stores of this hart, and those of others that it has been told of, are in the code that it runs next.
     # The only stores that could have gone unseen were in flight when their page became code. Pages so young that not
-    # every hart has been between two instructions since are decoded again.
+    # every hart has been between two instructions since are decoded again, and stay listed until all have.
     f, st, _ = native.plain("fence_i")
     shared = shared_of(st)
     native.call(st, "flush_fetch")
@@ -475,7 +478,8 @@ def _code_pages(native: Native) -> None:
             with f.for_range(shared.get("ram_size") >> 12) as page:
                 with f.if_(f.load("i64", shared.get("code_pages").offset(page << 3), order="monotonic").ne(0)):
                     native.call(st, "retire_page", page)
-    shared.set("young_count", 0)
+    with f.if_(settled.get().ne(0)):
+        shared.set("young_count", 0)
     spin_unlock(f, shared.addr("code_lock"))
     f.ret()
 
