@@ -170,8 +170,13 @@ class Instruction:
     flags: Flag
     doc: str
     packing: Packing
-    base: Instruction  #: the 32-bit instruction this one stands for; itself if it is one
     sources: Mapping[str, BitField]  #: the operands of `base`, as bits of this instruction
+    stands_for: Instruction | None = None  #: of a compressed instruction
+
+    @property
+    def base(self) -> Instruction:
+        """The 32-bit instruction that this one stands for; itself if it is one."""
+        return self.stands_for or self
 
     def __repr__(self) -> str:
         return f"<{self.name} {self.pattern}>"
@@ -296,13 +301,10 @@ def _base(
         flags |= Flag.ROUNDS
     if flags & _ENDS_BLOCK:
         flags |= Flag.ENDS_BLOCK
-    insn = object.__new__(Instruction)  # `base` of a 32-bit instruction is itself
-    packing = Packing.of(p.operands)
-    insn.__init__(  # type: ignore[misc]
+    return Instruction(
         name, extension, pattern, p.mask, p.match, p.length, p.operands, tuple(p.where.values()), syntax, semantics,
-        flags, doc, packing, insn, {k: v for k, v in p.operands.items() if k not in UNPACKED},
+        flags, doc, Packing.of(p.operands), {k: v for k, v in p.operands.items() if k not in UNPACKED},
     )  # fmt: skip
-    return insn
 
 
 def compressed(bases: Mapping[str, Instruction], rows: Iterable[CompressedRow]) -> tuple[Instruction, ...]:
@@ -320,5 +322,5 @@ def _compressed(bases: Mapping[str, Instruction], name: str, pattern: str, synta
         sources[WORDS[formal]] = BitField(add=int(constant[1])) if constant else p.operands[WORDS[word]]
     return Instruction(
         name, "C", pattern, p.mask, p.match, p.length, p.operands, tuple(p.where.values()), syntax,
-        base.semantics, base.flags, meaning, base.packing, base, sources,
+        base.semantics, base.flags, meaning, base.packing, sources, base,
     )  # fmt: skip
