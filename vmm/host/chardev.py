@@ -32,6 +32,9 @@ from vmm.host.transcript import Transcript
 
 _CHUNK: Final = 4096
 QUEUE_LIMIT: Final = 64 << 10
+_PACE_S: Final = 0.001
+"""How long the writing thread lets bytes gather. A guest prints byte by byte, and each wake-up of another Python thread
+costs its VCPU more than the byte."""
 
 
 class Home(Protocol):
@@ -198,6 +201,7 @@ class StreamChardev(Chardev):
         self._writing = False
         self._dead = output_fd is None
         self._tokens: queue.SimpleQueue[bool] = queue.SimpleQueue()  # True: there is work; False: end
+        self._ending = threading.Event()
         self._writer: threading.Thread | None = None
         if output_fd is not None:
             self._writer = threading.Thread(target=self._write_out, args=(output_fd,), daemon=True)
@@ -209,6 +213,7 @@ class StreamChardev(Chardev):
         self._input_fd = None
         writer, self._writer = self._writer, None
         if writer:
+            self._ending.set()
             self._tokens.put(False)
             writer.join(timeout)
             if writer.is_alive():
@@ -244,6 +249,7 @@ class StreamChardev(Chardev):
                     poll.poll()
                 except OSError as e:
                     self._give_up(f"{self.name}: {e.strerror}")
+            self._ending.wait(_PACE_S)
 
     def _head(self) -> bytes:
         """The bytes to write next; empty when there are none, and then `put` sends a token again."""
