@@ -1,4 +1,4 @@
-"""Copies in flight: work on guest memory that runs without its device's lock, counted so that a reset can wait for it."""
+"""Copies in flight: work on guest memory without its device's lock, counted so that a reset can wait for its end."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Final
 class InFlight:
     """Counts pieces of work that have begun and not ended. Any thread may call any method, holding any lock but a LEAF.
 
-    Work ends on the thread that did it, before its completion is posted anywhere: a waiter then depends on no event loop,
-    and may be the very thread that completions are posted to.
+    Work ends on the thread that did it, before its completion is posted anywhere: a waiter then depends on no event
+    loop, and may be the very thread that completions are posted to.
     """
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
-        self._count = 0
-        # Rank LEAF; guards `_count`, and signals that it has become 0. Nothing is called under it.
+        self._count = self._waiters = 0
+        # Rank LEAF; guards `_count` and `_waiters`, and signals that `_count` has become 0. Nothing is called under it.
         self._idle = threading.Condition(threading.Lock())
 
     def __repr__(self) -> str:
@@ -34,10 +34,13 @@ class InFlight:
     def end(self, count: int = 1) -> None:
         with self._idle:
             self._count -= count
-            if not self._count:
+            if self._waiters and not self._count:
                 self._idle.notify_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is in flight; False after `timeout` seconds. With no lock held that the work needs."""
         with self._idle:
-            return self._idle.wait_for(lambda: not self._count, timeout)
+            self._waiters += 1
+            idle = self._idle.wait_for(lambda: not self._count, timeout)
+            self._waiters -= 1
+            return idle

@@ -74,6 +74,9 @@ class Status(IntEnum):
     UNSUPP = 2
 
 
+_STATUS_BYTES: Final = tuple(bytes((status,)) for status in Status)
+
+
 class HomeThread(Home, Posts, Protocol):
     """The thread of a queue: `vmm.fabric.iothread.IoThread`, or a test's."""
 
@@ -86,118 +89,147 @@ class BlkState(VirtioState):
 
 @dataclass(slots=True)
 class Request:
-    """One request, from its chain to its status byte. It runs without the device's lock, on whatever thread."""
+    """One request, cut from its chain."""
 
-    dma: Dma
-    disk: BlockBackend
-    serial: bytes
-    durable: bool
-    """Whether a write completes only when it is on the medium."""
-    epoch: int
     head: int
     kind: int
     offset: int
     """Bytes from the start of the disk."""
     places: list[Segment]
-    data: list[memoryview]
-    """Windows on `places`."""
+    """Guest memory that holds the data, or has room for it."""
     length: int
-    """Bytes of `data`."""
+    """Bytes of `places`."""
     status_at: int
+    epoch: int
+    durable: bool
+    """Whether a write completes only when it is on the medium."""
     status: Status = Status.IOERR
     written: int = 1
     """Bytes written to guest memory, the status among them."""
     error: HostError | None = None
 
-    def run(self, *, wait: bool) -> bool:
+
+class Medium:
+    """A disk without a device around it: it cuts requests from chains and does them, with no lock and on any thread."""
+
+    def __init__(self, dma: Dma, disk: BlockBackend, serial: bytes) -> None:
+        self.disk: Final = disk
+        self._dma = dma
+        self._serial = serial.ljust(ID_BYTES, b"\0")
+
+    def request(self, chain: Chain, epoch: int, durable: bool) -> Request:
+        """Cut a chain into header, data and status, wherever its buffers end (2.7.4.2). Raises GuestError.
+
+        All of the request lies in RAM, so that doing it finds no more fault with the driver.
+        """
+        header, out = _cut(chain.readable, _HEADER.size)
+        room = _length(chain.writable)
+        if _length(header) < _HEADER.size or not room:
+            raise GuestError("a disk request without room for its header and status")
+        into, ((status_at, _),) = _cut(chain.writable, room - 1)
+        kind, _, sector = _HEADER.unpack(b"".join([self._dma.read(at, size) for at, size in header]))
+        places, length = (into, room - 1) if kind in (Kind.IN, Kind.GET_ID) else (out, _length(out))
+        for at, size in places:
+            self._dma.ram.offset(at, size)
+        self._dma.ram.offset(status_at, 1)
+        return Request(chain.head, kind, sector * SECTOR, places, length, status_at, epoch, durable)
+
+    def do(self, request: Request, *, wait: bool) -> bool:
         """Do it and write its status. False, when it would have to wait and may not: it is still to be done."""
         done = True
         try:
-            match self.kind:
+            match request.kind:
                 case Kind.IN:
-                    done = self._read(wait)
+                    done = self._read(request, wait)
                 case Kind.OUT:
-                    done = self._write(wait)
+                    done = self._write(request, wait)
                 case Kind.FLUSH:
-                    done = wait and self._flush()
+                    done = wait and self._flush(request)
                 case Kind.DISCARD:
-                    done = wait and self._discard()
+                    done = wait and self._discard(request)
                 case Kind.WRITE_ZEROES:
-                    done = wait and self._write_zeroes()
+                    done = wait and self._write_zeroes(request)
                 case Kind.GET_ID:
-                    done = self._get_id()
+                    done = self._get_id(request)
                 case _:
-                    self.status = Status.UNSUPP
+                    request.status = Status.UNSUPP
         except HostError as error:
-            self.error = error
+            request.error = error
         finally:
             if done:
-                self.dma.write(self.status_at, bytes((self.status,)))
+                self._dma.write(request.status_at, _STATUS_BYTES[request.status])
         return done
 
-    def _read(self, wait: bool) -> bool:
-        if not self._fits():
+    def _read(self, request: Request, wait: bool) -> bool:
+        if not self._fits(request):
             return True
+        data = self._windows(request)
         if wait:
-            self.disk.read(self.data, self.offset)
-        elif self.length > LARGEST_NOW or not self.disk.read_now(self.data, self.offset):
+            self.disk.read(data, request.offset)
+        elif request.length > LARGEST_NOW or not self.disk.read_now(data, request.offset):
             return False
-        for address, length in self.places:
-            self.dma.written(address, length)
-        self.written += self.length
-        self.status = Status.OK
+        for at, size in request.places:
+            self._dma.written(at, size)
+        request.written += request.length
+        request.status = Status.OK
         return True
 
-    def _write(self, wait: bool) -> bool:
-        if self.disk.readonly or not self._fits():
+    def _write(self, request: Request, wait: bool) -> bool:
+        if self.disk.readonly or not self._fits(request):
             return True
+        data = self._windows(request)
         if wait:
-            self.disk.write(self.data, self.offset, durable=self.durable)
-        elif self.durable or self.length > LARGEST_NOW or not self.disk.write_now(self.data, self.offset):
+            self.disk.write(data, request.offset, durable=request.durable)
+        elif request.durable or request.length > LARGEST_NOW or not self.disk.write_now(data, request.offset):
             return False
-        self.status = Status.OK
+        request.status = Status.OK
         return True
 
-    def _flush(self) -> bool:
+    def _flush(self, request: Request) -> bool:
         self.disk.flush()
-        self.status = Status.OK
+        request.status = Status.OK
         return True
 
-    def _discard(self) -> bool:
-        for offset, length, _ in self._ranges(LARGEST_DISCARD, flags=0):
+    def _discard(self, request: Request) -> bool:
+        for offset, length, _ in self._ranges(request, LARGEST_DISCARD, flags=0):
             self.disk.discard(offset, length)
         return True
 
-    def _write_zeroes(self) -> bool:
-        for offset, length, unmap in self._ranges(LARGEST_ZEROES, flags=UNMAP):
+    def _write_zeroes(self, request: Request) -> bool:
+        for offset, length, unmap in self._ranges(request, LARGEST_ZEROES, flags=UNMAP):
             self.disk.write_zeroes(offset, length, unmap=bool(unmap))
         return True
 
-    def _get_id(self) -> bool:
-        left = self.serial
-        for (address, length), _ in zip(self.places, self.data, strict=True):
-            self.dma.write(address, left[:length])
-            left = left[length:]
-        self.written += len(self.serial) - len(left)
-        self.status = Status.OK
+    def _get_id(self, request: Request) -> bool:
+        left = self._serial
+        for at, size in request.places:
+            self._dma.write(at, left[:size])
+            left = left[size:]
+        request.written += ID_BYTES - len(left)
+        request.status = Status.OK
         return True
 
-    def _fits(self) -> bool:
+    def _fits(self, request: Request) -> bool:
         """Whether a transfer is whole sectors of the disk (5.2.6.1)."""
-        return self.length % SECTOR == 0 and self.length <= LARGEST and self.offset + self.length <= self.disk.size
+        length = request.length
+        return length % SECTOR == 0 and length <= LARGEST and request.offset + length <= self.disk.size
 
-    def _ranges(self, largest: int, *, flags: int) -> list[tuple[int, int, int]]:
+    def _windows(self, request: Request) -> list[memoryview]:
+        return [self._dma.view(at, size) for at, size in request.places]
+
+    def _ranges(self, request: Request, largest: int, *, flags: int) -> list[tuple[int, int, int]]:
         """The request's ranges as (offset, length, flags), bytes; none when one is not allowed. Sets the status."""
-        count, rest = divmod(self.length, _RANGE.size)
+        count, rest = divmod(request.length, _RANGE.size)
         if self.disk.readonly or rest or not 0 < count <= MOST_RANGES:
             return []
-        ranges = [(s * SECTOR, n * SECTOR, f) for s, n, f in _RANGE.iter_unpack(b"".join(self.data))]
+        data = b"".join(self._dma.read(at, size) for at, size in request.places)
+        ranges = [(s * SECTOR, n * SECTOR, f) for s, n, f in _RANGE.iter_unpack(data)]
         if any(f & ~flags for _, _, f in ranges):
-            self.status = Status.UNSUPP
+            request.status = Status.UNSUPP
             return []
         if any(n > largest * SECTOR or at + n > self.disk.size for at, n, _ in ranges):
             return []
-        self.status = Status.OK
+        request.status = Status.OK
         return [one for one in ranges if one[1]]
 
 
@@ -234,10 +266,9 @@ class VirtioBlk(VirtioDevice):
         features |= RO if disk.readonly else CONFIG_WCE | DISCARD | WRITE_ZEROES
         super().__init__(name, locking, dma=dma, wire=wire, home=home, features=features)
         # -- fixed configuration
-        self._serial = serial.encode().ljust(ID_BYTES, b"\0")
         self._own_thread = own_thread
         # -- wiring
-        self._disk = disk
+        self.medium: Final = Medium(dma, disk, serial.encode())
         self._home = home
         self._workers = workers
         # Requests that have been done, on any thread, and not handed back yet.
@@ -248,22 +279,19 @@ class VirtioBlk(VirtioDevice):
         with self._lock:
             epoch, durable = self._epochs[index], not self._writes_back()
             chains = self._take(index)
-        blocked = []
+        if not chains:
+            return
+        blocked: list[Request] = []
         fault: GuestError | None = None
-        for at, chain in enumerate(chains):
-            try:
-                request = parse(self._dma, self._disk, self._serial, chain, durable=durable, epoch=epoch)
-            except GuestError as error:
-                fault = error
-                self._in_flight.end(len(chains) - at)
-                break
-            if request.run(wait=False):
-                self._finished.append(request)
-                self._in_flight.end()
-            else:
-                blocked.append(request)
-        if self._finished:
-            self.deliver()
+        try:
+            for chain in chains:
+                request = self.medium.request(chain, epoch, durable)
+                (self._finished if self.medium.do(request, wait=False) else blocked).append(request)
+        except GuestError as error:
+            fault = error
+        finally:
+            self._in_flight.end(len(chains) - len(blocked))
+        self.deliver()
         if fault is not None:
             self.finish(index, epoch, (), fault)
         if self._own_thread and self._in_flight.count == len(blocked) == 1:
@@ -277,7 +305,7 @@ class VirtioBlk(VirtioDevice):
     def work(self, request: Request) -> None:
         """Do a request that may have to wait."""
         try:
-            request.run(wait=True)
+            self.medium.do(request, wait=True)
         finally:
             self._finished.append(request)
             self._in_flight.end()
@@ -302,7 +330,7 @@ class VirtioBlk(VirtioDevice):
         self._complete(0, done)
 
     def _config(self) -> bytes:
-        disk = self._disk
+        disk = self.medium.disk
         blocks = disk.physical_block_size // disk.block_size
         return _CONFIG.pack(
             disk.size // SECTOR,
@@ -337,40 +365,15 @@ class VirtioBlk(VirtioDevice):
         return self._state.writeback if accepted & CONFIG_WCE else bool(accepted & FLUSH)
 
 
-def parse(dma: Dma, disk: BlockBackend, serial: bytes, chain: Chain, *, durable: bool, epoch: int) -> Request:
-    """Cut a chain into header, data and status, wherever its buffers end (2.7.4.2). Raises GuestError."""
-    header, out = _cut(chain.readable, _HEADER.size)
-    room = sum(length for _, length in chain.writable)
-    if sum(length for _, length in header) < _HEADER.size or not room:
-        raise GuestError("a disk request without room for its header and status")
-    into, (status,) = _cut(chain.writable, room - 1)
-    kind, _, sector = _HEADER.unpack(b"".join(dma.read(*part) for part in header))
-    places = into if kind in (Kind.IN, Kind.GET_ID) else out
-    dma.ram.offset(*status)
-    return Request(
-        dma=dma,
-        disk=disk,
-        serial=serial,
-        durable=durable,
-        epoch=epoch,
-        head=chain.head,
-        kind=kind,
-        offset=sector * SECTOR,
-        places=places,
-        data=[dma.view(*part) for part in places],
-        length=sum(length for _, length in places),
-        status_at=status[0],
-    )
+def _length(segments: list[Segment]) -> int:
+    return sum([size for _, size in segments])
 
 
 def _cut(segments: list[Segment], length: int) -> tuple[list[Segment], list[Segment]]:
     """The first `length` bytes of `segments`, and the others."""
-    first: list[Segment] = []
     for at, (address, size) in enumerate(segments):
         if size > length:
-            if length:
-                first.append((address, length))
-            return first, [(address + length, size - length), *segments[at + 1 :]]
-        first.append((address, size))
+            first, rest = segments[:at], segments[at + 1 :]
+            return ([*first, (address, length)] if length else first), [(address + length, size - length), *rest]
         length -= size
-    return first, []
+    return segments, []
