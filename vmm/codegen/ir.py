@@ -278,6 +278,15 @@ class Function:
             v.set(init)
         return v
 
+    def buffer(self, words: int) -> Val:
+        """A pointer to that many zeroed i64 on the stack."""
+        slot = f"%m{len(self._allocas)}"
+        self._allocas.append(f"  {slot} = alloca [{words} x i64]")
+        out = Val(self, "ptr", slot)
+        for i in range(words):
+            self.store(self.const(0), out, 8 * i)
+        return out
+
     # -- control flow ---------------------------------------------------------------------------------------------
 
     def _label(self, stem: str) -> str:
@@ -516,6 +525,7 @@ class Module:
         self._functions: dict[str, Function] = {}
         self._protos: dict[str, Prototype] = {}
         self._intrinsics: dict[str, str] = {}
+        self._assembly: dict[str, str] = {}
 
     def proto(self, name: str, ret: str, params: Sequence[tuple[str, str]], cc: str = "ccc") -> Prototype:
         """Announce a function that is defined later (or look up the announcement)."""
@@ -532,6 +542,11 @@ class Module:
         self._functions[name] = f
         return f
 
+    def assembly(self, name: str, lines: Sequence[str]) -> None:
+        """A function written in assembly (Intel syntax), whole: prologue, labels and return are its own."""
+        assert name not in self._assembly
+        self._assembly[name] = "\\0A".join(lines)
+
     def declare(self, name: str, ret: str, types: Sequence[str], raw: str) -> None:
         extra = [part.split()[0] for part in raw.split(", ")] if raw else []
         self._intrinsics.setdefault(name, f"declare {ret} @{name}({', '.join([*types, *extra])})")
@@ -547,6 +562,11 @@ class Module:
             '!1 = !{!"branch_weights", i32 1, i32 2000}',
         ]
         bodies = [f.text() for f in self._functions.values()]
+        bodies += [
+            f'define hidden void @{name}() naked nounwind {{\n  call void asm sideeffect inteldialect "{text}", ""()\n'
+            "  unreachable\n}"
+            for name, text in self._assembly.items()
+        ]
         return "\n\n".join(["\n".join(head), *sorted(self._intrinsics.values()), *bodies, "\n".join(tail)]) + "\n"
 
 

@@ -19,6 +19,7 @@ _SHT_PROGBITS, _SHT_SYMTAB, _SHT_RELA = 1, 2, 4
 def _target_machine(opt: int) -> llvm.TargetMachine:
     llvm.initialize_native_target()
     llvm.initialize_native_asmprinter()
+    llvm.initialize_native_asmparser()
     triple = "x86_64-unknown-linux-gnu"
     features = llvm.get_host_cpu_features()
     # Instructions that leave the upper halves of vector registers dirty slow down the calls back into libc.

@@ -91,6 +91,7 @@ class Exit(IntEnum):
     BUDGET = 5
     EMULATE = 6  # the instruction at pc is left to Python (floating point rounded to nearest, ties away)
     CODE_FULL = 7  # no room for pre-decoded pages
+    HOST_FAULT = 8  # generated code met a signal of the host: crash_* tell where; the hart cannot go on
 
 
 class Mmio(IntEnum):
@@ -178,6 +179,12 @@ HART = Struct(
         ("fence_req", "i64"),
         ("fence_ack", "i64"),
         ("code_epoch", "i64"),  # the newest SHARED.code_epoch this hart has seen between two instructions
+        ("host_sp", "i64"),  # where `run` was entered, for leaving it after a fault of the host
+        ("host_landing", "i64"),
+        ("crash_signal", "i64"),
+        ("crash_addr", "i64"),
+        ("crash_rip", "i64"),
+        ("crash_ip", "i64"),  # the record being executed, 0 if unknown
         ("shared", "ptr"),
         ("ts", "i64", 2),  # struct timespec
         ("idle_ns", "i64"),  # time asleep in WFI
@@ -238,6 +245,10 @@ SHARED = Struct(
         ("one", "i64"),  # what is written to an eventfd
     ],
 )
+
+#: A VCPU thread's signal stack, aligned to its size; its first words are this mark and the hart's address.
+SIGNAL_STACK = 64 << 10
+SIGNAL_MARK = 0x6D6D_765F_6861_7274
 
 SLICE = 100_000  # instructions between two looks at the clock, at most: 0.3 ms
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import mmap
+import os
+import signal
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -18,7 +20,7 @@ from typing import Any
 from vmm import codegen, isa
 from vmm.codegen.cache import cached_image, source_key
 from vmm.codegen.image import Image, LoadedImage
-from vmm.errors import ConfigError, InternalError
+from vmm.errors import ConfigError, HostError, InternalError
 from vmm.fabric.bus import BusDoorbell
 from vmm.fabric.clock import Clock
 from vmm.fabric.ram import Ram
@@ -28,6 +30,8 @@ from vmm.vcpu.layout import HART, MAX_DOORBELLS, MAX_HARTS, PLIC_SOURCES, POLL_E
 
 ARENA = 96 << 20  # bytes of address space for pre-decoded pages: about 5800 pages of guest code
 UNLIMITED = 1 << 62
+_FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
+_SA_SIGINFO, _SA_ONSTACK = 4, 0x0800_0000
 _MISA = (2 << 62) | sum(1 << (ord(letter) - ord("A")) for letter in "ACDFIMSU")
 _NEVER = (1 << 64) - 1
 _MAP_NORESERVE = 0x4000  # Linux on x86-64; `mmap` names it from Python 3.13 on
@@ -74,6 +78,48 @@ class Natives:
         self.time = short("time", word, address)
 
 
+class _SigAction(ctypes.Structure):
+    _fields_ = (
+        ("handler", ctypes.c_uint64),
+        ("mask", ctypes.c_uint64 * 16),
+        ("flags", ctypes.c_int),
+        ("restorer", ctypes.c_uint64),
+    )
+
+
+@cache
+def catch_host_faults() -> None:
+    """Have a fault of the host in generated code end `run` with HOST_FAULT. Other faults still end the process."""
+    action = _SigAction(handler=native_code().address("on_host_fault"), flags=_SA_SIGINFO | _SA_ONSTACK)
+    libc = ctypes.CDLL(None, use_errno=True)
+    for number in _FATAL:
+        if libc.sigaction(int(number), ctypes.byref(action), None):
+            raise HostError(f"sigaction({number.name}): {os.strerror(ctypes.get_errno())}")
+
+
+class _StackT(ctypes.Structure):
+    _fields_ = (("base", ctypes.c_uint64), ("flags", ctypes.c_int), ("size", ctypes.c_size_t))
+
+
+class SignalStack:
+    """The calling thread's stack for signals, which tells the fault handler whose hart this thread runs."""
+
+    def __init__(self, hart: int) -> None:
+        size = layout.SIGNAL_STACK
+        self._map = mmap.mmap(-1, 2 * size)
+        base = (_address(self._map) + size - 1) & -size
+        ctypes.c_uint64.from_address(base).value = layout.SIGNAL_MARK
+        ctypes.c_uint64.from_address(base + 8).value = hart
+        libc = ctypes.CDLL(None, use_errno=True)
+        # the handler finds the mark by masking its stack pointer, so the top must stay inside
+        if libc.sigaltstack(ctypes.byref(_StackT(base + 64, 0, size - 128)), None):
+            raise HostError(f"sigaltstack: {os.strerror(ctypes.get_errno())}")
+
+    def close(self) -> None:
+        """On the same thread, before it ends: the memory goes with this object."""
+        ctypes.CDLL(None).sigaltstack(ctypes.byref(_StackT(0, 2, 0)), None)  # SS_DISABLE
+
+
 class PlicWire:
     """An interrupt source of the PLIC: `set` is one native call, and nothing when the level does not change."""
 
@@ -115,6 +161,7 @@ class SoftwareVcpu:
         self.mmio_state = self.words.view("mmio_state")
         self._budget = self.words.view("budget")
         self._run = backend.natives.run
+        self._image = backend.image
         self._sbi = backend.sbi
         self.reset()
 
@@ -169,6 +216,15 @@ class SoftwareVcpu:
     def kick(self) -> None:
         """Make `run` return KICK soon, now or when it is next called. Any thread."""
         self._natives.wake(self.address, POLL_EXIT)
+
+    def crash(self) -> str:
+        """After HOST_FAULT: what happened, in a line."""
+        w = self.words
+        name = signal.Signals(w["crash_signal"]).name
+        where = self._image.symbol_at(w["crash_rip"]) or "outside of the image"
+        if ip := w["crash_ip"]:
+            self.pc = ((ip >> 2) + w["pcbias"]) & _NEVER
+        return f"{name} at host address {w['crash_addr']:#x} in generated code {where} ({w['crash_rip']:#x})"
 
     # -- state, for whoever has stopped the hart ------------------------------------------------------------------------
 

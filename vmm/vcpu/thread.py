@@ -17,7 +17,7 @@ from vmm.errors import InternalError
 from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread
 from vmm.vcpu.layout import Exit, Mmio
-from vmm.vcpu.software import SoftwareBackend, SoftwareVcpu
+from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
 
 _SBI_ARGUMENTS = slice(10, 18)
 
@@ -155,6 +155,7 @@ class VcpuThread:
         return f"<VcpuThread {self.name} {where}>"
 
     def start(self) -> None:
+        catch_host_faults()
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -164,6 +165,7 @@ class VcpuThread:
 
     def _main(self) -> None:
         name_os_thread(self.name)
+        signals = SignalStack(self.vcpu.address)
         try:
             while self._gate.enter(self):
                 self.inside = True
@@ -179,6 +181,7 @@ class VcpuThread:
         except BaseException:
             self._on_death(self, self.report(traceback.format_exc()))
         finally:
+            signals.close()
             self._reader.leave()
 
     def _run(self) -> None:
@@ -215,6 +218,8 @@ class VcpuThread:
         if reason == Exit.CODE_FULL:
             self._code_full = True
             return False
+        if reason == Exit.HOST_FAULT:
+            raise InternalError(self.vcpu.crash())
         raise InternalError(f"{self.name} left guest code: {Exit(reason).name}")
 
     def _window(self, address: int, size: int) -> Mapping | None:

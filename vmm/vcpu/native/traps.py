@@ -10,7 +10,6 @@ from __future__ import annotations
 from vmm.vcpu.layout import (
     EXEC,
     FAULT_EXIT,
-    HART,
     MEI,
     MSI,
     MTI,
@@ -47,7 +46,6 @@ def define(native: Native) -> None:
     _slices(native)
     _sleep(native)
     _continuations(native)
-    _run(native)
 
 
 def _clock(native: Native) -> None:
@@ -376,25 +374,3 @@ def _continuations(native: Native) -> None:
     h.call("settle", h.n)
     h.call("sleep")
     h.go("jump", h.pc_arg, h.f.const(0))
-
-
-def _run(native: Native) -> None:
-    """`run(st) -> exit reason`: guest code until something needs Python (`layout.Exit`). Called without the GIL."""
-    f = native.m.function("run", "i64", [("st", "ptr")])
-    st = HART.bind(f.args[0])
-    f.store(f.const(1, "i32"), st.addr("in_guest"), order="seq_cst")
-    native.call(st, "serve_fence")
-    f.asm("stmxcsr ($0)", "r,~{memory}", "void", st.addr("host_mxcsr"))
-    f.asm("ldmxcsr ($0)", "r,~{memory}", "void", st.addr("mxcsr"))
-    st.set("exit_reason", Exit.NONE)
-    n = native.call(st, "grant")
-    idle = st.get("mmio_state").eq(0)
-    with f.if_else(idle) as e:
-        f.call(native.go["jump"], st.ptr, st.get("pc").to_ptr(), n, st.get("dtlb_now"))
-        e.otherwise()  # the access that Python answered comes first: no interrupt in between
-        f.call(native.go["enter"], st.ptr, st.get("pc").to_ptr(), n, st.get("dtlb_now"))
-    f.asm("stmxcsr ($0)", "r,~{memory}", "void", st.addr("mxcsr"))
-    f.asm("ldmxcsr ($0)", "r,~{memory}", "void", st.addr("host_mxcsr"))
-    f.store(f.const(0, "i32"), st.addr("in_guest"), order="seq_cst")
-    f.ret(st.get("exit_reason"))
-
