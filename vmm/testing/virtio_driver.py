@@ -71,12 +71,15 @@ class VirtioBench:
         self.home = FakeIoThread()
         self.workers = FakeWorkers()
         self.locking = Locking(policy, checked)
+        self._devices: list[VirtioDevice] = []
         self._free = BASE + 0x1000
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
+        for device in self._devices:
+            device.close()
         self.ram.close()
         if self.locking.checker and self.locking.checker.reports and e is None:
             raise LockOrderError("\n\n".join(self.locking.checker.reports))
@@ -84,6 +87,7 @@ class VirtioBench:
     def make(self, cls: Callable[..., VirtioDevice], **wiring: Any) -> Driver:
         """Make a device on this bench, behind virtio-mmio, and the driver for it."""
         device = self.locking.make(cls, "device", dma=self.dma, wire=self.wire, home=self.home, **wiring)
+        self._devices.append(device)
         return Driver(self, VirtioMmio(device))
 
     def allocate(self, length: int, alignment: int = 16) -> int:
@@ -313,6 +317,12 @@ class DriverQueue:
             self.dma.put_u16(self.avail + 4 + 2 * self.size, self.seen - 1 & 0xFFFF)
         else:
             self.dma.put_u16(self.avail, 1)
+
+    def go_on_from(self, index: int) -> None:
+        """Take over rings that have been used `index` times, with nothing outstanding."""
+        self.avail_index = self.seen = self._kicked = index
+        self.dma.put_u16(self.avail + 2, index)
+        self.dma.put_u16(self.used + 2, index)
 
     # -- misbehaving --------------------------------------------------------------------------------------------------
 
