@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from vmm.errors import HostError, InternalError
 from vmm.fabric.irq import Wire
 from vmm.machine import virt
@@ -32,8 +35,13 @@ class SoftwareHarts:
             sbi=not around.firmware,
         )
         self._gate = Gate()
+        kind: Callable[..., VcpuThread] = VcpuThread
+        if around.trace_exits is not None or around.trace_exec is not None:
+            from vmm.vcpu.trace import TracedVcpuThread  # here, since the disassembler is slow to import
+
+            kind = partial(TracedVcpuThread, exits=around.trace_exits, instructions=around.trace_exec)
         self._threads = [
-            VcpuThread(
+            kind(
                 vcpu,
                 self._backend,
                 around.bus,

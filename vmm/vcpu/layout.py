@@ -15,7 +15,7 @@ from vmm.codegen.ir import Struct
 MAX_HARTS = 32
 PAGE = 4096
 
-# -- translation look-aside buffers ---------------------------------------------------------------------------------
+# -- translation look-aside buffers -------------------------------------------------------------------------------
 #: Data TLB: direct-mapped, one array per translation mode, so that traps need no flush.
 TLB_ENTRIES = 256
 TLB_ENTRY = 32  # read tag, write tag, host address minus virtual address, spare
@@ -28,7 +28,7 @@ XTLB_MODES = 3
 XMODE_U, XMODE_S, XMODE_BARE = range(XTLB_MODES)
 NO_TAG = -1  # equals no page address, whatever alignment bits are compared
 
-# -- pre-decoded code ---------------------------------------------------------------------------------------------------
+# -- pre-decoded code ---------------------------------------------------------------------------------------------
 #: One record per halfword of a page: handler address (u32) and four operand bytes.
 RECORD = 8
 RECORDS_HEADER = 64  # in front of a page's records: host address and index of the page
@@ -38,17 +38,17 @@ UNDECODED, PAGE_END, RETIRED, ILLEGAL, STRADDLING = range(5)
 HANDLER_TABLE = PAGE  # bytes of the table of handler addresses
 SINK = 32  # where a result for x0 goes
 
-# -- page flags (fabric/ram.py) -----------------------------------------------------------------------------------------
+# -- page flags (fabric/ram.py) -----------------------------------------------------------------------------------
 PAGE_CODE = 1
 PAGE_CLEAN = 2
 PAGE_DIRTY = 4
 
-# -- requests to a hart (`poll`) ----------------------------------------------------------------------------------------
+# -- requests to a hart (`poll`) ----------------------------------------------------------------------------------
 POLL_IRQ = 1  # its interrupt lines or timers changed
 POLL_EXIT = 2  # leave to Python
 POLL_FENCE = 4  # `fence_req` is ahead of `fence_ack`: drop all cached translations
 
-# -- interrupts, bit numbers of mip (priv. spec 3.1.9) ------------------------------------------------------------------
+# -- interrupts, bit numbers of mip (priv. spec 3.1.9) ------------------------------------------------------------
 SSI, MSI, STI, MTI, SEI, MEI = 1, 3, 5, 7, 9, 11
 
 PRV_U, PRV_S, PRV_M = 0, 1, 3
@@ -114,14 +114,14 @@ HART = Struct(
         ("pc", "i64"),  # valid outside of handlers
         ("f", "i64", 32),
         ("mstatus", "i64"),
-        # -- counting ---------------------------------------------------------------------------------------------------
+        # -- counting ---------------------------------------------------------------------------------------------
         ("slice", "i64"),  # instructions granted at the last slice's start
         ("retired", "i64"),  # instructions before the current slice
         ("budget", "i64"),  # what `run(budget)` still grants beyond the current slice
         ("untaken", "i64"),  # steps that trapped: counted in `retired`, not in minstret
         ("instret_base", "i64"),  # what the guest wrote to minstret, minus the count then
         ("cycle_base", "i64"),
-        # -- privilege and CSRs -----------------------------------------------------------------------------------------
+        # -- privilege and CSRs -----------------------------------------------------------------------------------
         ("prv", "i64"),
         ("misa", "i64"),
         ("mhartid", "i64"),
@@ -154,15 +154,15 @@ HART = Struct(
         ("pmp_hi", "i64", 16),
         ("pmp_on", "i64"),  # 0: no check at all (built-in SBI)
         ("sbi_builtin", "i64"),
-        # -- floating point ---------------------------------------------------------------------------------------------
+        # -- floating point ---------------------------------------------------------------------------------------
         ("mxcsr", "i32"),  # the guest's, while the hart is out
         ("host_mxcsr", "i32"),
         ("frm", "i64"),
         ("fflags", "i64"),  # raised by hand; the rest accrues in MXCSR
-        # -- reservation --------------------------------------------------------------------------------------------------
+        # -- reservation ------------------------------------------------------------------------------------------
         ("res_addr", "i64"),  # virtual address, -1: none (a trap drops it, so it cannot outlive its mapping)
         ("res_value", "i64"),
-        # -- memory -------------------------------------------------------------------------------------------------------
+        # -- memory -----------------------------------------------------------------------------------------------
         ("fault", "i64"),
         ("fault_addr", "i64"),
         ("resync", "i64"),  # a CSR was written that decides about interrupts (1) or timers (2)
@@ -172,7 +172,7 @@ HART = Struct(
         ("mmio_addr", "i64"),
         ("mmio_size", "i64"),
         ("mmio_value", "i64"),
-        # -- the outside ------------------------------------------------------------------------------------------------
+        # -- the outside ------------------------------------------------------------------------------------------
         ("exit_reason", "i64"),
         ("in_guest", "i32"),
         ("waiting", "i32"),  # asleep in WFI
@@ -223,11 +223,11 @@ SHARED = Struct(
         ("code_lock", "i32"),
         ("young_count", "i32"),
         ("young_page", "i64", YOUNG_PAGES),
-        # -- libc ---------------------------------------------------------------------------------------------------------
+        # -- libc -------------------------------------------------------------------------------------------------
         ("clock_gettime", "ptr"),
         ("syscall", "ptr"),
         ("sched_yield", "ptr"),
-        # -- PLIC (sifive, plic spec 1.0) -----------------------------------------------------------------------------------
+        # -- PLIC (sifive, plic spec 1.0) -------------------------------------------------------------------------
         ("plic_base", "i64"),
         ("plic_lock", "i32"),
         ("plic_level", "i64", 2),
@@ -235,9 +235,9 @@ SHARED = Struct(
         ("plic_priority", "i32", PLIC_SOURCES),
         ("plic_enable", "i64", 2 * PLIC_CONTEXTS),
         ("plic_threshold", "i32", PLIC_CONTEXTS),
-        # -- ACLINT ---------------------------------------------------------------------------------------------------------
+        # -- ACLINT -----------------------------------------------------------------------------------------------
         ("clint_base", "i64"),
-        # -- doorbells: stores that only write an eventfd ---------------------------------------------------------------
+        # -- doorbells: stores that only write an eventfd ---------------------------------------------------------
         ("doorbell_count", "i64"),
         ("doorbell_addr", "i64", MAX_DOORBELLS),
         ("doorbell_value", "i64", MAX_DOORBELLS),  # -1: any

@@ -162,6 +162,7 @@ class SoftwareVcpu:
         self._budget = self.words.view("budget")
         self._run = backend.natives.run
         self._image = backend.image
+        self._ram = backend.ram
         self._sbi = backend.sbi
         self.reset()
 
@@ -169,7 +170,7 @@ class SoftwareVcpu:
         return f"<SoftwareVcpu {self.index}: pc {self.pc:#x}, {self.instructions} instructions>"
 
     def reset(self) -> None:
-        """The reset state (priv. spec 3.4): machine mode, or with the built-in SBI what a kernel finds (SBI 2.0, 9.1)."""
+        """The reset state (priv. spec 3.4), or with the built-in SBI what a kernel finds (SBI 2.0, 9.1)."""
         w = self.words
         for name, field in HART.fields.items():
             if name not in ("shared", "mip_hw", "fence_req", "fence_ack"):
@@ -202,7 +203,7 @@ class SoftwareVcpu:
         self._natives.flush_data(self.address)
         self._natives.flush_fetch(self.address)
 
-    # -- running ------------------------------------------------------------------------------------------------------
+    # -- running --------------------------------------------------------------------------------------------------
 
     def run(self, budget: int | None = None) -> int:
         """Execute guest code; an `Exit`, as a plain int. With a `budget`, stop after exactly so many instructions.
@@ -217,6 +218,18 @@ class SoftwareVcpu:
         """Make `run` return KICK soon, now or when it is next called. Any thread."""
         self._natives.wake(self.address, POLL_EXIT)
 
+    def fetch(self, pc: int) -> int | None:
+        """The instruction at a virtual address, as the hart would fetch it; None where it cannot."""
+        halves = []
+        for at in (pc, pc + 2):
+            offset = self._natives.translate(self.address, at & _NEVER, layout.EXEC) - self._ram.base
+            if self.words["fault"] or not 0 <= offset < self._ram.size:
+                return None
+            halves.append(int.from_bytes(self._ram.view[offset : offset + 2], "little"))
+            if halves[0] & 3 != 3:
+                return halves[0]
+        return halves[0] | halves[1] << 16
+
     def crash(self) -> str:
         """After HOST_FAULT: what happened, in a line."""
         w = self.words
@@ -226,7 +239,7 @@ class SoftwareVcpu:
             self.pc = ((ip >> 2) + w["pcbias"]) & _NEVER
         return f"{name} at host address {w['crash_addr']:#x} in generated code {where} ({w['crash_rip']:#x})"
 
-    # -- state, for whoever has stopped the hart ------------------------------------------------------------------------
+    # -- state, for whoever has stopped the hart ------------------------------------------------------------------
 
     @property
     def pc(self) -> int:
@@ -276,9 +289,7 @@ class SoftwareVcpu:
 class SoftwareBackend:
     """All harts of a machine, their interrupt controllers, and the code they have in common."""
 
-    def __init__(
-        self, ram: Ram, clock: Clock, harts: int, *, plic_base: int, clint_base: int, sbi: bool
-    ) -> None:
+    def __init__(self, ram: Ram, clock: Clock, harts: int, *, plic_base: int, clint_base: int, sbi: bool) -> None:
         if not 1 <= harts <= MAX_HARTS:
             raise ConfigError(f"--smp {harts}: give 1 to {MAX_HARTS} harts")
         self.image = native_code()

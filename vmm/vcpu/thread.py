@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from collections.abc import Iterator
 from typing import Protocol
 
 from vmm.errors import InternalError
@@ -18,8 +17,6 @@ from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
-
-_SBI_ARGUMENTS = slice(10, 18)
 
 
 class SbiCalls(Protocol):
@@ -137,6 +134,7 @@ class VcpuThread:
         self.parked = False
         self.inside = False
         self.exits = [0] * len(Exit)
+        self._enter: Callable[[], int] = vcpu.run
         self._code_full = False
         self._backend = backend
         self._gate = gate
@@ -186,7 +184,7 @@ class VcpuThread:
 
     def _run(self) -> None:
         """Guest code and exits, until the gate wants this thread."""
-        run = self.vcpu.run
+        run = self._enter
         exits = self.exits
         outside = self._outside_guest
         while True:
@@ -268,7 +266,5 @@ class VcpuThread:
         """Hart, pc, registers and stack, for a machine that died."""
         vcpu = self.vcpu
         rows = [f"{self.name}: pc {vcpu.pc:#018x} privilege {vcpu.privilege}, {vcpu.instructions} instructions"]
-        rows += [
-            "  ".join(f"x{i + k:<2} {vcpu.x[i + k]:016x}" for k in range(4)) for i in range(0, 32, 4)
-        ]
+        rows += ["  ".join(f"x{i + k:<2} {vcpu.x[i + k]:016x}" for k in range(4)) for i in range(0, 32, 4)]
         return "\n".join([*rows, cause])

@@ -14,6 +14,8 @@ Everything else is a plain C function on `st`, called from slow paths.
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from vmm.codegen.ir import Function, Module, Prototype, Ref, Val
 from vmm.vcpu.layout import HART, RECORD, SHARED
 
@@ -66,7 +68,7 @@ class Native:
     """The module being generated, and the signatures of everything in it."""
 
     #: Plain functions: result, parameters after `st`.
-    PLAIN: dict[str, tuple[str, tuple[str, ...]]] = {
+    PLAIN: ClassVar[dict[str, tuple[str, tuple[str, ...]]]] = {
         "now_ns": ("i64", ()),
         "time": ("i64", ()),
         # memory.py
@@ -111,7 +113,9 @@ class Native:
         "raise_lines": ("void", ("i64",)),
         "lower_lines": ("void", ("i64",)),
         "wake": ("void", ("i32",)),
+        "plic_best": ("i64", ("i64",)),
         "plic_update": ("void", ()),
+        "plic_set_level": ("void", ("i64", "i64")),
         "plic_lock": ("void", ()),
         "plic_unlock": ("void", ()),
         "plic_load": ("i64", ("i64",)),
@@ -127,7 +131,10 @@ class Native:
     }
 
     #: Continuations: where a handler can go other than to the next record.
-    GO = ("jump", "enter", "jump_slow", "poll", "resync", "interrupts", "trapped", "fault", "leave", "slice_end", "sleep")
+    GO = (
+        *("jump", "enter", "jump_slow", "poll", "resync", "interrupts"),
+        *("trapped", "fault", "leave", "slice_end", "sleep"),
+    )
 
     def __init__(self) -> None:
         self.m = Module("vmm-software-vcpu")

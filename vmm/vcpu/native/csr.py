@@ -40,7 +40,7 @@ def define(native: Native) -> None:
     _access(native)
 
 
-# -- floating point ----------------------------------------------------------------------------------------------------
+# -- floating point -----------------------------------------------------------------------------------------------
 # The host's MXCSR holds the guest's accrued flags and rounding mode while guest code runs.
 
 _MXCSR_DEFAULT = 0x1F80  # all exceptions masked
@@ -111,7 +111,7 @@ def _write_fcsr(native: Native, st: Ref, value: Val, n: Val) -> None:
     _write_frm(native, st, value >> 5, n)
 
 
-# -- status, interrupts --------------------------------------------------------------------------------------------------
+# -- status, interrupts -------------------------------------------------------------------------------------------
 
 
 def _status(st: Ref, mask: int) -> Val:
@@ -138,8 +138,8 @@ def _write_status(mask: int) -> Write:
     return write
 
 
-def _field(name: str) -> Read:
-    return lambda native, st, n: st.get(name)
+def _field(name: str, index: int = 0) -> Read:
+    return lambda native, st, n: st.get(name, index)
 
 
 def _store(name: str, mask: int = -1, effect: int = 0) -> Write:
@@ -191,7 +191,7 @@ def _write_mip(supervisor: bool) -> Write:
     return write
 
 
-# -- counters --------------------------------------------------------------------------------------------------------------
+# -- counters -----------------------------------------------------------------------------------------------------
 
 
 def _steps(st: Ref, n: Val) -> Val:
@@ -219,7 +219,7 @@ def _constant(value: int) -> Read:
     return lambda native, st, n: st.f.const(value)
 
 
-# -- translation and protection ---------------------------------------------------------------------------------------
+# -- translation and protection -----------------------------------------------------------------------------------
 
 
 def _write_satp(native: Native, st: Ref, value: Val, n: Val) -> None:
@@ -350,10 +350,8 @@ def _rows() -> list[tuple[list[str], Read, Write | None]]:
         ([f"mhpmcounter{i}" for i in range(3, 32)], _zero, None),
         ([f"mhpmevent{i}" for i in range(3, 32)], _zero, None),
     ]
-    for k in range(2):
-        rows.append(([f"pmpcfg{2 * k}"], lambda native, st, n, k=k: st.get("pmpcfg", k), _pmpcfg_write(k)))
-    for k in range(16):
-        rows.append(([f"pmpaddr{k}"], lambda native, st, n, k=k: st.get("pmpaddr", k), _pmpaddr_write(k)))
+    rows += [([f"pmpcfg{2 * k}"], _field("pmpcfg", k), _pmpcfg_write(k)) for k in range(2)]
+    rows += [([f"pmpaddr{k}"], _field("pmpaddr", k), _pmpaddr_write(k)) for k in range(16)]
     return rows
 
 
@@ -362,7 +360,11 @@ def _switch(native: Native, name: str, rows: list[tuple[list[str], Read, Write |
     f, st, args = native.plain(name)
     unknown = f.label("unknown")
     labels = [f.label("csr") for _ in rows]
-    f.switch(args[0], [([NUMBERS[n] for n in names], label) for (names, _, _), label in zip(rows, labels, strict=True)], unknown)
+    f.switch(
+        args[0],
+        [([NUMBERS[n] for n in names], label) for (names, _, _), label in zip(rows, labels, strict=True)],
+        unknown,
+    )
     for (_, read, write), label in zip(rows, labels, strict=True):
         f.at(label)
         if name == "csr_read":
@@ -411,5 +413,3 @@ def _access(native: Native) -> None:
     new = f.select(op.eq(0), operand, f.select(op.eq(1), current | operand, current & ~operand))
     native.call(st, "csr_write", number, new, n)
     f.ret(old)
-
-

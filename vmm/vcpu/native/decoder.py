@@ -24,7 +24,6 @@ from vmm.vcpu.layout import (
 )
 from vmm.vcpu.native.abi import Native, shared_of
 
-
 #: Handlers that are no instruction's, in the order of their numbers in `layout`.
 _SPECIAL = ("undecoded", "page_end", "retired", "illegal", "straddling")
 
@@ -139,8 +138,7 @@ def _decode(native: Native) -> None:
         for insn in insns:
             for funct3 in range(8):
                 if (insn.match ^ (funct3 << shift)) & insn.mask & (7 << shift) == 0:
-                    key = insn.match & ((1 << low_bits) - 1) | funct3 << low_bits
-                    groups.setdefault(key, []).append(insn)
+                    groups.setdefault(insn.match & ((1 << low_bits) - 1) | funct3 << low_bits, []).append(insn)
         key = (word & ((1 << low_bits) - 1)) | (((word >> shift) & 7) << low_bits)
         labels = {k: f.label("group") for k in groups}
         f.switch(key, [((k,), label) for k, label in labels.items()], illegal)
@@ -218,6 +216,3 @@ def _special(native: Native) -> None:
     f.store(f.load("i32", shared.get("handlers"), 4 * PAGE_END), scratch, 2 * RECORD)
     st.set("pcbias", pc - (scratch.to_int() >> 2))
     h.dispatch(scratch, h.n)
-
-
-

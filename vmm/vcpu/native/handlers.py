@@ -16,7 +16,7 @@ from vmm.isa.encoding import Flag, Instruction
 from vmm.vcpu.layout import FAULT_EXIT, PRV_M, PRV_S, PRV_U, READ, Cause, Exit
 from vmm.vcpu.native.abi import Frame, Native
 from vmm.vcpu.native.csr import FS, IRQ_STATE, read_mxcsr, rounding_control, write_mxcsr
-from vmm.vcpu.native.decoder import HANDLERS, Variant, handler_name
+from vmm.vcpu.native.decoder import HANDLERS, handler_name
 from vmm.vcpu.native.memory import ADDEND, PAGE_MASK, RTAG, WTAG, tlb_index
 
 _ATOMIC_TYPE = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
@@ -64,9 +64,7 @@ def _twin(native: Native, insn: Instruction, length: int, name: str) -> Prototyp
 class Interpreted:
     """`isa.Context` over a pre-decoded record."""
 
-    def __init__(
-        self, h: Frame, insn: Instruction, length: int, n: Val, far: bool, twin: Prototype | None
-    ) -> None:
+    def __init__(self, h: Frame, insn: Instruction, length: int, n: Val, far: bool, twin: Prototype | None) -> None:
         self.h = h
         self.f = h.f
         self.insn = insn
@@ -77,7 +75,7 @@ class Interpreted:
         self._taken: Val | None = None  # condition of a branch
         self._target: Val | None = None  # of jal (relative) and jalr (absolute)
 
-    # -- the frame of one instruction ---------------------------------------------------------------------------------
+    # -- the frame of one instruction -----------------------------------------------------------------------------
 
     def run(self) -> None:
         """Semantics, result, and on to wherever control goes next."""
@@ -123,7 +121,7 @@ class Interpreted:
                 h.dispatch(ip, self.n)
         h.go("jump", target, self.n)
 
-    # -- operands -------------------------------------------------------------------------------------------------------
+    # -- operands -------------------------------------------------------------------------------------------------
 
     def _slot(self, operand: str) -> Val:
         """The operand's field of the record, as an unsigned i64."""
@@ -171,7 +169,7 @@ class Interpreted:
     def select(self, cond: Val, a: Val | int, b: Val | int) -> Val:
         return self.f.select(cond, a, b)
 
-    # -- memory -----------------------------------------------------------------------------------------------------------
+    # -- memory ---------------------------------------------------------------------------------------------------
 
     def _host(self, addr: Val, size: int, tag_at: int) -> Val:
         """Host address of a TLB hit; a miss, or an address that is not aligned, goes to the twin."""
@@ -225,7 +223,7 @@ class Interpreted:
         self._written(host)
         return failed.get()
 
-    # -- control flow -------------------------------------------------------------------------------------------------------
+    # -- control flow ---------------------------------------------------------------------------------------------
 
     def branch(self, cond: Val) -> None:
         self._taken = cond
@@ -236,7 +234,7 @@ class Interpreted:
     def jalr(self, target: Val) -> None:
         self._target = target
 
-    # -- floating point -------------------------------------------------------------------------------------------------------
+    # -- floating point -------------------------------------------------------------------------------------------
 
     def freg(self, n: int) -> Val:
         return self.h.st.get("f", self._slot(f"rs{n}"))
@@ -248,7 +246,7 @@ class Interpreted:
         st = self.h.st
         st.set("fflags", st.get("fflags") | self.f.value(bits, "i64"))
 
-    # -- system ---------------------------------------------------------------------------------------------------------------
+    # -- system ---------------------------------------------------------------------------------------------------
 
     def _fault(self) -> None:
         """The instruction does not complete: `fault` says why."""

@@ -6,7 +6,7 @@ in `SHARED` under one spin lock; harts see the outcome as bits of `mip_hw` and a
 
 from __future__ import annotations
 
-from vmm.codegen.ir import Ref
+from vmm.codegen.ir import Ref, Val
 from vmm.vcpu.layout import (
     HART,
     MAX_DOORBELLS,
@@ -30,7 +30,8 @@ _MTIMECMP, _MTIME = 0x4000, 0xBFF8
 
 def define(native: Native) -> None:
     _lines(native)
-    _plic(native)
+    for part in (_plic_lock, _plic_best, _plic_update, _plic_set_level, _plic_load, _plic_store):
+        part(native)
     _clint(native)
     _mmio(native)
 
@@ -47,36 +48,34 @@ def _lines(native: Native) -> None:
     f.ret()
 
 
-def _hart(st: Ref, shared: Ref, index: object) -> Ref:
-    return HART.bind(shared.get("hart", index))  # type: ignore[arg-type]
+def _hart(shared: Ref, index: Val) -> Ref:
+    return HART.bind(shared.get("hart", index))
 
 
-def _plic(native: Native) -> None:
-    for name, action in (("plic_lock", spin_lock), ("plic_unlock", None)):
-        f, st, _ = native.plain(name)
-        shared = shared_of(st)
-        if action:
-            spin_lock(f, shared.addr("plic_lock"), shared.get("sched_yield"))
-        else:
-            spin_unlock(f, shared.addr("plic_lock"))
-        f.ret()
+def _plic_lock(native: Native) -> None:
+    f, st, _ = native.plain("plic_lock")
+    shared = shared_of(st)
+    spin_lock(f, shared.addr("plic_lock"), shared.get("sched_yield"))
+    f.ret()
 
-    # The source that context `ctx` would claim now, or 0: the highest priority above its threshold, lowest number first.
-    best = native.m.function("plic_best", "i64", [("st", "ptr"), ("ctx", "i64")])
-    f, st, ctx = best, HART.bind(best.args[0]), best.args[1]
+    f, st, _ = native.plain("plic_unlock")
+    spin_unlock(f, shared_of(st).addr("plic_lock"))
+    f.ret()
+
+
+def _plic_best(native: Native) -> None:
+    """(st, context) -> the source that it would claim now, or 0: the highest priority above its threshold, of equal
+    ones the lowest number."""
+    f, st, (ctx,) = native.plain("plic_best")
     shared = shared_of(st)
     found, top = f.var("i64", 0), f.var("i32", shared.get("plic_threshold", ctx))
-    for word in range(2):
-        left = f.var(
-            "i64",
-            shared.get("plic_level", word, order="monotonic")
-            & ~shared.get("plic_claimed", word)
-            & shared.get("plic_enable", ctx * 2 + word),
-        )
+    for half in range(2):
+        level, claimed = shared.get("plic_level", half, order="monotonic"), shared.get("plic_claimed", half)
+        left = f.var("i64", level & ~claimed & shared.get("plic_enable", ctx * 2 + half))
         with f.loop():
             with f.if_(left.get().eq(0)):
                 f.break_()
-            source = f.intrinsic("llvm.cttz.i64", "i64", left.get(), raw="i1 true") + 64 * word
+            source = f.intrinsic("llvm.cttz.i64", "i64", left.get(), raw="i1 true") + 64 * half
             left.set(left.get() & (left.get() - 1))
             priority = shared.get("plic_priority", source)
             with f.if_(priority.gtu(top.get())):
@@ -84,13 +83,15 @@ def _plic(native: Native) -> None:
                 found.set(source)
     f.ret(found.get())
 
-    # Drive every hart's external interrupt lines. The lock is held.
+
+def _plic_update(native: Native) -> None:
+    """Drive every hart's external interrupt lines. The lock is held."""
     f, st, _ = native.plain("plic_update")
     shared = shared_of(st)
     with f.for_range(shared.get("nharts")) as h:
-        hart = _hart(st, shared, h)
-        for offset, irq in ((0, MEI), (1, SEI)):
-            wanted = f.call(best.proto, st.ptr, h * 2 + offset).ne(0)
+        hart = _hart(shared, h)
+        for mode, irq in ((0, MEI), (1, SEI)):
+            wanted = native.call(st, "plic_best", h * 2 + mode).ne(0)
             line = hart.get("mip_hw", order="monotonic").bit(irq)
             with f.if_(wanted & ~line):
                 native.call(hart, "raise_lines", 1 << irq)
@@ -98,9 +99,10 @@ def _plic(native: Native) -> None:
                 native.call(hart, "lower_lines", 1 << irq)
     f.ret()
 
-    # (any hart, source, level): a device's wire
-    f = native.m.function("plic_set_level", "void", [("st", "ptr"), ("source", "i64"), ("level", "i64")])
-    st, (source, level) = HART.bind(f.args[0]), f.args[1:]
+
+def _plic_set_level(native: Native) -> None:
+    """(any hart, source, level): a device's wire."""
+    f, st, (source, level) = native.plain("plic_set_level")
     shared = shared_of(st)
     native.call(st, "plic_lock")
     word, bit = shared.addr("plic_level", source >> 6), f.const(1) << (source & 63)
@@ -112,50 +114,66 @@ def _plic(native: Native) -> None:
     native.call(st, "plic_unlock")
     f.ret()
 
+
+class _Plic:
+    """An access to the PLIC's window, taken apart: which register of which block."""
+
+    def __init__(self, shared: Ref, offset: Val) -> None:
+        contexts = shared.get("nharts") * 2
+        self.is_priority = offset.ltu(4 * PLIC_SOURCES)
+        self.source = offset >> 2
+        self.is_pending = offset.geu(_PENDING) & offset.ltu(_PENDING + PLIC_SOURCES // 8)
+        self.pending_word = (offset - _PENDING) >> 2
+        self.enable_context, self.enable_word = (offset - _ENABLE) >> 7, (offset >> 2) & 31
+        in_enables = offset.geu(_ENABLE) & offset.ltu(_CONTEXT)
+        self.is_enable = in_enables & self.enable_context.ltu(contexts) & self.enable_word.ltu(PLIC_SOURCES // 32)
+        self.context = (offset - _CONTEXT) >> 12
+        in_contexts = offset.geu(_CONTEXT) & self.context.ltu(contexts)
+        self.is_threshold = in_contexts & (offset & 0xFFF).eq(0)
+        self.is_claim = in_contexts & (offset & 0xFFF).eq(4)
+
+
+def _plic_load(native: Native) -> None:
     f, st, (offset,) = native.plain("plic_load")
     shared = shared_of(st)
-    contexts = shared.get("nharts") * 2
-    with f.if_(offset.ltu(4 * PLIC_SOURCES)):
-        f.ret(shared.get("plic_priority", offset >> 2).zext())
-    with f.if_(offset.geu(_PENDING) & offset.ltu(_PENDING + PLIC_SOURCES // 8)):
-        at = (offset - _PENDING) >> 2
-        word = shared.get("plic_level", at >> 1) & ~shared.get("plic_claimed", at >> 1)
-        f.ret((word >> ((at & 1) << 5)) & 0xFFFF_FFFF)
-    ctx, reg = (offset - _ENABLE) >> 7, (offset >> 2) & 31
-    with f.if_(offset.geu(_ENABLE) & offset.ltu(_CONTEXT) & ctx.ltu(contexts) & reg.ltu(PLIC_SOURCES // 32)):
-        f.ret(f.load("i32", shared.addr("plic_enable", ctx * 2), reg << 2).zext())
-    ctx, reg = (offset - _CONTEXT) >> 12, offset & 0xFFF
-    with f.if_(offset.geu(_CONTEXT) & ctx.ltu(contexts)):
-        with f.if_(reg.eq(0)):
-            f.ret(shared.get("plic_threshold", ctx).zext())
-        with f.if_(reg.eq(4)):  # claim
-            native.call(st, "plic_lock")
-            source = f.call(best.proto, st.ptr, ctx)
-            with f.if_(source.ne(0)):
-                f.rmw("or", shared.addr("plic_claimed", source >> 6), f.const(1) << (source & 63))
-                native.call(st, "plic_update")
-            native.call(st, "plic_unlock")
-            f.ret(source)
+    at = _Plic(shared, offset)
+    with f.if_(at.is_priority):
+        f.ret(shared.get("plic_priority", at.source).zext())
+    with f.if_(at.is_pending):
+        half = at.pending_word >> 1
+        word = shared.get("plic_level", half) & ~shared.get("plic_claimed", half)
+        f.ret((word >> ((at.pending_word & 1) << 5)) & 0xFFFF_FFFF)
+    with f.if_(at.is_enable):
+        f.ret(f.load("i32", shared.addr("plic_enable", at.enable_context * 2), at.enable_word << 2).zext())
+    with f.if_(at.is_threshold):
+        f.ret(shared.get("plic_threshold", at.context).zext())
+    with f.if_(at.is_claim):
+        native.call(st, "plic_lock")
+        source = native.call(st, "plic_best", at.context)
+        with f.if_(source.ne(0)):
+            f.rmw("or", shared.addr("plic_claimed", source >> 6), f.const(1) << (source & 63))
+            native.call(st, "plic_update")
+        native.call(st, "plic_unlock")
+        f.ret(source)
     f.ret(0)
 
+
+def _plic_store(native: Native) -> None:
     f, st, (offset, value) = native.plain("plic_store")
     shared = shared_of(st)
-    contexts = shared.get("nharts") * 2
+    at = _Plic(shared, offset)
     native.call(st, "plic_lock")
-    with f.if_(offset.ltu(4 * PLIC_SOURCES) & offset.geu(4)):
-        shared.set("plic_priority", (value & 7).trunc("i32"), offset >> 2)
-    ctx, reg = (offset - _ENABLE) >> 7, (offset >> 2) & 31
-    with f.if_(offset.geu(_ENABLE) & offset.ltu(_CONTEXT) & ctx.ltu(contexts) & reg.ltu(PLIC_SOURCES // 32)):
-        usable = f.select(reg.eq(0), value & ~1, value)  # source 0 does not exist
-        f.store(usable.trunc("i32"), shared.addr("plic_enable", ctx * 2), reg << 2)
-    ctx, reg = (offset - _CONTEXT) >> 12, offset & 0xFFF
-    with f.if_(offset.geu(_CONTEXT) & ctx.ltu(contexts)):
-        with f.if_(reg.eq(0)):
-            shared.set("plic_threshold", (value & 7).trunc("i32"), ctx)
-        with f.if_(reg.eq(4) & value.ltu(PLIC_SOURCES)):  # complete: ignored unless the source is enabled here
-            enabled = (shared.get("plic_enable", ctx * 2 + (value >> 6)) >> (value & 63)).bit(0)
-            with f.if_(enabled):
-                f.rmw("and", shared.addr("plic_claimed", value >> 6), ~(f.const(1) << (value & 63)))
+    with f.if_(at.is_priority & at.source.ne(0)):
+        shared.set("plic_priority", (value & 7).trunc("i32"), at.source)
+    with f.if_(at.is_enable):
+        usable = f.select(at.enable_word.eq(0), value & ~1, value)  # source 0 does not exist
+        f.store(usable.trunc("i32"), shared.addr("plic_enable", at.enable_context * 2), at.enable_word << 2)
+    with f.if_(at.is_threshold):
+        shared.set("plic_threshold", (value & 7).trunc("i32"), at.context)
+    with f.if_(at.is_claim & value.ltu(PLIC_SOURCES)):  # complete: ignored unless the source is enabled here
+        enabled = (shared.get("plic_enable", at.context * 2 + (value >> 6)) >> (value & 63)).bit(0)
+        with f.if_(enabled):
+            f.rmw("and", shared.addr("plic_claimed", value >> 6), ~(f.const(1) << (value & 63)))
     native.call(st, "plic_update")
     native.call(st, "plic_unlock")
     f.ret()
@@ -168,10 +186,10 @@ def _clint(native: Native) -> None:
     part = (offset & 4) << 3  # a 32-bit access to the upper half of a 64-bit register
     keep = f.select(size.eq(4), f.const(0xFFFF_FFFF), f.const(-1))
     with f.if_(offset.ltu(_MTIMECMP) & (offset >> 2).ltu(nharts)):
-        hart = _hart(st, shared, offset >> 2)
+        hart = _hart(shared, offset >> 2)
         f.ret((hart.get("mip_hw", order="monotonic") >> MSI) & 1)
     with f.if_(offset.geu(_MTIMECMP) & ((offset - _MTIMECMP) >> 3).ltu(nharts)):
-        hart = _hart(st, shared, (offset - _MTIMECMP) >> 3)
+        hart = _hart(shared, (offset - _MTIMECMP) >> 3)
         f.ret((hart.get("mtimecmp", order="monotonic") >> part) & keep)
     with f.if_((offset & ~4).eq(_MTIME)):
         f.ret((native.call(st, "time") >> part) & keep)
@@ -183,13 +201,13 @@ def _clint(native: Native) -> None:
     part = (offset & 4) << 3
     keep = f.select(size.eq(4), f.const(0xFFFF_FFFF), f.const(-1)) << part
     with f.if_(offset.ltu(_MTIMECMP) & (offset >> 2).ltu(nharts)):
-        hart = _hart(st, shared, offset >> 2)
+        hart = _hart(shared, offset >> 2)
         with f.if_else(value.bit(0)) as e:
             native.call(hart, "raise_lines", 1 << MSI)
             e.otherwise()
             native.call(hart, "lower_lines", 1 << MSI)
     with f.if_(offset.geu(_MTIMECMP) & ((offset - _MTIMECMP) >> 3).ltu(nharts)):
-        hart = _hart(st, shared, (offset - _MTIMECMP) >> 3)
+        hart = _hart(shared, (offset - _MTIMECMP) >> 3)
         old = hart.get("mtimecmp", order="monotonic")
         new = (old & ~keep) | ((value << part) & keep)
         hart.set("mtimecmp", new, order="seq_cst")
@@ -201,7 +219,7 @@ def _clint(native: Native) -> None:
         wanted = (now & ~keep) | ((value << part) & keep)
         f.rmw("add", shared.addr("mtime_offset"), wanted - now)
         with f.for_range(nharts) as h:
-            native.call(_hart(st, shared, h), "wake", f.const(POLL_IRQ, "i32"))
+            native.call(_hart(shared, h), "wake", f.const(POLL_IRQ, "i32"))
     f.ret()
 
 

@@ -59,7 +59,7 @@ RTAG, WTAG, ADDEND = 0, 8, 16
 # mstatus
 SUM, MXR, MPRV, MPP_SHIFT = 1 << 18, 1 << 19, 1 << 17, 11
 # page table entries (priv. spec 4.4.1; Svpbmt and Svnapot: 4.5, 5)
-V, R, W, X, U, A, D = (1 << i for i in range(0, 8) if i != 5)
+V, R, W, X, U, A, D = (1 << i for i in range(8) if i != 5)
 PBMT_SHIFT = 61
 ENVCFG_ADUE, ENVCFG_PBMTE = 1 << 61, 1 << 62
 
@@ -171,7 +171,9 @@ def _translate(native: Native) -> None:
     satp = st.get("satp")
     scheme = satp >> 60
     access_cause = f.select(
-        is_exec, f.const(Cause.FETCH_ACCESS), f.select(is_write, f.const(Cause.STORE_ACCESS), f.const(Cause.LOAD_ACCESS))
+        is_exec,
+        f.const(Cause.FETCH_ACCESS),
+        f.select(is_write, f.const(Cause.STORE_ACCESS), f.const(Cause.LOAD_ACCESS)),
     )
     page_cause = f.select(
         is_exec, f.const(Cause.FETCH_PAGE), f.select(is_write, f.const(Cause.STORE_PAGE), f.const(Cause.LOAD_PAGE))
@@ -219,9 +221,7 @@ def _translate(native: Native) -> None:
             level.set(level.get() - 1)
             f.continue_()
         user = (pte & U).ne(0)
-        bad_user = f.select(
-            eff.eq(PRV_S), user & (is_exec | (status & SUM).eq(0)), user ^ 1
-        )
+        bad_user = f.select(eff.eq(PRV_S), user & (is_exec | (status & SUM).eq(0)), user ^ 1)
         with f.if_(bad_user | (pte & want).eq(0)):
             fail(page_cause)
         low = (f.const(1) << (shift - 12)) - 1
@@ -356,7 +356,7 @@ def _writes(native: Native) -> None:
         mask = f.load("i64", shared.get("code_masks").offset((offset >> 12) << 3), order="monotonic")
         first = (offset >> 6) & 63
         last = f.min_u(((offset & (PAGE - 1)) + length - 1) >> 6, f.const(63))
-        touched = ((f.const(-1) << first) & (f.const(-1) >> (63 - last)))
+        touched = (f.const(-1) << first) & (f.const(-1) >> (63 - last))
         with f.if_((mask & touched).ne(0)):
             native.call(st, "retire_page", offset >> 12)
     f.ret()
@@ -403,8 +403,8 @@ def _code_pages(native: Native) -> None:
     page_end = f.load("i32", shared.get("handlers"), 4 * PAGE_END).zext()
     with f.for_range(PAGE // 2) as i:
         f.store(undecoded, records.offset(i * RECORD))
-    for i in (PAGE // 2, PAGE // 2 + 1):
-        f.store(page_end, records, i * RECORD)
+    for behind in (PAGE // 2, PAGE // 2 + 1):
+        f.store(page_end, records, behind * RECORD)
     # Two harts may race to make the page: the loser's memory is lost until the arena is reset, a few times a boot.
     found, done = f.cmpxchg(slot, f.const(0), records.to_int())
     with f.if_(done ^ 1):
