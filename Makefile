@@ -17,6 +17,7 @@ TEST_TOOLS := \
 	qemu-riscv64-static=qemu-user-static \
 	qemu-img=qemu-utils \
 	riscv64-linux-gnu-gcc=gcc-riscv64-linux-gnu \
+	/usr/riscv64-linux-gnu/lib/libc.a=libc6-dev-riscv64-cross \
 	riscv64-unknown-elf-gcc=gcc-riscv64-unknown-elf \
 	/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_jump.elf=opensbi
 
