@@ -190,17 +190,16 @@ class Archive:
         if final.exists():
             return final
         cache.require_space(self.directory, SPARE_SPACE)
-        with cache.unfinished(self.directory) as scratch, deb.open_deb(source) as files:
-            for entry in files:
-                content = files.extractfile(entry) if entry.name == f"./{member}" else None
-                if content is not None:
+        for packed in deb.files(source, self._progress):
+            if packed.path == member:
+                with cache.unfinished(self.directory) as scratch:
                     unpacked = scratch / final.name
                     with open(unpacked, "wb") as stream:
-                        shutil.copyfileobj(content, stream)
-                    unpacked.chmod(entry.mode)
+                        shutil.copyfileobj(packed.content, stream)
+                    unpacked.chmod(packed.mode)
                     directory.mkdir(exist_ok=True)
                     os.replace(unpacked, final)
-                    return final
+                return final
         raise HostError(f"{source.name}: no {member} in this package")
 
     def fetch_tree(self, package: str) -> Path:

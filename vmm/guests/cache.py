@@ -65,7 +65,7 @@ def exclusive(directory: Path, progress: Progress) -> Iterator[None]:
         except BlockingIOError:
             progress("Waiting for another run that fills the cache", None)
             fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in directory.glob(UNFINISHED + "*"):
+        for left in (*directory.glob(f"{UNFINISHED}*"), *directory.glob(f"*/{UNFINISHED}*")):
             shutil.rmtree(left, ignore_errors=True)
         yield
 

@@ -76,15 +76,13 @@ def prepare(cache_dir: Path | None = None, progress: Progress | None = None, ref
         kept = sorted(directory.glob(f"{_recipe()}-*"), key=os.path.getmtime)
         if kept and not refresh:
             return _guest(kept[-1])
-        packages = _packages(debian)
+        packages = _packages(debian, refresh)
         final = directory / f"{_recipe()}-{packages.release}"
         if not final.exists():
             cache.require_space(directory, GUEST_SIZE)
             with cache.unfinished(directory) as scratch:
-                report("Building the initramfs", None)
-                _build(packages, scratch / "guest")
+                _build(packages, scratch / "guest", report)
                 os.replace(scratch / "guest", final)
-                report("Building the initramfs", 1.0)
         final.touch()
         for old in sorted(directory.glob("*-*"), key=os.path.getmtime)[:-KEPT_GUESTS]:
             shutil.rmtree(old, ignore_errors=True)
@@ -98,12 +96,21 @@ class _Packages:
     userland: Path
 
 
-def _packages(debian: Archive) -> _Packages:
+def _packages(debian: Archive, refresh: bool) -> _Packages:
     """Fetch what the guest is made of. The kernel's package with the fixed name only depends on the real one."""
-    real = re.search(r"linux-image-(\S+)", debian.fields(KERNEL_PACKAGE).get("depends", ""))
-    if real is None:
-        raise HostError(f"apt: {KERNEL_PACKAGE} of Debian {SUITE} depends on no kernel")
-    return _Packages(real[1], debian.fetch(real[0]), debian.fetch(USERLAND_PACKAGE))
+    kept = list(debian.directory.glob("linux-image-[0-9]*_*.deb"))
+    if kept and not refresh:
+        name = kept[0].name.partition("_")[0]
+    else:
+        depends = re.match(r"linux-image-[0-9]\S+", debian.fields(KERNEL_PACKAGE).get("depends", ""))
+        if depends is None:
+            raise HostError(f"apt: {KERNEL_PACKAGE} of Debian {SUITE} depends on no kernel")
+        name = depends[0]
+    kernel = debian.fetch(name)
+    for old in kept:
+        if old != kernel:
+            old.unlink(missing_ok=True)
+    return _Packages(name.removeprefix("linux-image-"), kernel, debian.fetch(USERLAND_PACKAGE))
 
 
 def _guest(directory: Path) -> DebianGuest:
@@ -122,22 +129,18 @@ def _own_file(name: str) -> bytes:
     return resources.files("vmm.guests").joinpath(name).read_bytes()
 
 
-def _build(packages: _Packages, directory: Path) -> None:
+def _build(packages: _Packages, directory: Path, progress: Progress) -> None:
     """Make `directory` with the kernel's `Image` and the `initrd`, out of the packages."""
     directory.mkdir(mode=0o700)
-    below = f"./usr/lib/modules/{packages.release}/"
+    below = f"usr/lib/modules/{packages.release}/"
     shipped: dict[str, tuple[str, bytes]] = {}
-    with deb.open_deb(packages.kernel) as files:
-        for member in files:
-            content = files.extractfile(member)
-            if content is None:
-                continue
-            if member.name == f"./boot/vmlinux-{packages.release}":
-                with open(directory / "Image", "wb") as image:
-                    shutil.copyfileobj(content, image)
-            elif member.name.startswith(below) and member.name.endswith(".ko.xz"):
-                path = member.name.removeprefix(below)
-                shipped[module_name(path)] = (path, content.read())
+    for packed in deb.files(packages.kernel, progress):
+        if packed.path == f"boot/vmlinux-{packages.release}":
+            with open(directory / "Image", "wb") as image:
+                shutil.copyfileobj(packed.content, image)
+        elif packed.path.startswith(below) and packed.path.endswith(".ko.xz"):
+            path = packed.path.removeprefix(below)
+            shipped[module_name(path)] = (path, packed.content.read())
     if not (directory / "Image").exists():
         raise HostError(f"{packages.kernel.name}: no kernel in this package")
 
@@ -149,12 +152,9 @@ def _build(packages: _Packages, directory: Path) -> None:
 
 
 def _busybox(package: Path) -> bytes:
-    with deb.open_deb(package) as files:
-        for member in files:
-            if member.name in ("./usr/bin/busybox", "./bin/busybox"):
-                content = files.extractfile(member)
-                if content is not None:
-                    return content.read()
+    for packed in deb.files(package):
+        if packed.path in ("usr/bin/busybox", "bin/busybox"):
+            return packed.content.read()
     raise HostError(f"{package.name}: no busybox in this package")
 
 
@@ -195,6 +195,8 @@ def main() -> int:
     except VmmError as error:
         print(error, file=sys.stderr)
         return error.exit_status
+    except KeyboardInterrupt:
+        return 130
     print(f"kernel {guest.kernel}\ninitrd {guest.initrd}\nappend {guest.default_append}")
     return 0
 
