@@ -175,6 +175,9 @@ class VirtioBalloon(VirtioDevice):
             raise GuestError(f"balloon message of {length} bytes with {len(chain.writable)} buffers to write to")
         return b"".join(self._dma.read(*part) for part in chain.readable)
 
+    def _started(self) -> None:
+        self._memory = MappingProxyType({})
+
     def _fresh_state(self) -> BalloonState:
         return BalloonState(num_pages=self._state.num_pages)
 

@@ -191,13 +191,19 @@ class Medium:
         return True
 
     def _discard(self, request: Request) -> bool:
-        for offset, length, _ in self._ranges(request, LARGEST_DISCARD, flags=0):
-            self.disk.discard(offset, length)
+        ranges = self._ranges(request, LARGEST_DISCARD, flags=0)
+        if ranges is not None:
+            for offset, length, _ in ranges:
+                self.disk.discard(offset, length)
+            request.status = Status.OK
         return True
 
     def _write_zeroes(self, request: Request) -> bool:
-        for offset, length, unmap in self._ranges(request, LARGEST_ZEROES, flags=UNMAP):
-            self.disk.write_zeroes(offset, length, unmap=bool(unmap))
+        ranges = self._ranges(request, LARGEST_ZEROES, flags=UNMAP)
+        if ranges is not None:
+            for offset, length, unmap in ranges:
+                self.disk.write_zeroes(offset, length, unmap=bool(unmap))
+            request.status = Status.OK
         return True
 
     def _get_id(self, request: Request) -> bool:
@@ -217,19 +223,18 @@ class Medium:
     def _windows(self, request: Request) -> list[memoryview]:
         return [self._dma.view(at, size) for at, size in request.places]
 
-    def _ranges(self, request: Request, largest: int, *, flags: int) -> list[tuple[int, int, int]]:
-        """The request's ranges as (offset, length, flags), bytes; none when one is not allowed. Sets the status."""
+    def _ranges(self, request: Request, largest: int, *, flags: int) -> list[tuple[int, int, int]] | None:
+        """The request's ranges as (offset, length, flags), bytes. None when one is not allowed, with the status set."""
         count, rest = divmod(request.length, _RANGE.size)
         if self.disk.readonly or rest or not 0 < count <= MOST_RANGES:
-            return []
+            return None
         data = b"".join(self._dma.read(at, size) for at, size in request.places)
         ranges = [(s * SECTOR, n * SECTOR, f) for s, n, f in _RANGE.iter_unpack(data)]
         if any(f & ~flags for _, _, f in ranges):
             request.status = Status.UNSUPP
-            return []
+            return None
         if any(n > largest * SECTOR or at + n > self.disk.size for at, n, _ in ranges):
-            return []
-        request.status = Status.OK
+            return None
         return [one for one in ranges if one[1]]
 
 
