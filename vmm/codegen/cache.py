@@ -70,7 +70,8 @@ def source_key(sources: Iterable[Path], *extra: str) -> str:
 
 def cached_image(name: str, key: str, build: Callable[[], Image], root: Path | None = None) -> Image:
     """The image `name` for `key`: from the cache if it is there and sound, else built and stored."""
-    directory = private_directory((root or cache_root()) / "code")
+    above = private_directory(root or cache_root())
+    directory = private_directory(above / "code") if above else None
     path = directory / f"{name}-{key[:24]}.img" if directory else None
     if path is not None and (image := _read(path, key)) is not None:
         return image
