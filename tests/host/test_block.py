@@ -238,7 +238,7 @@ def test_writers_of_neighbouring_sectors_do_not_undo_each_other(image: Path) -> 
 
 def test_a_snapshot_without_room_says_where_it_wanted_it(image: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TMPDIR", "/nonexistent")
-    with pytest.raises(ConfigError, match="/nonexistent.*set TMPDIR"):
+    with pytest.raises(ConfigError, match=r"/nonexistent.*set TMPDIR"):
         open_image(image, snapshot=True)
     open_image(image).close()
 
@@ -358,7 +358,7 @@ def test_a_block_device_is_a_disk(image: Path) -> None:
         disk.write_zeroes(8192, 4096, unmap=True)
         disk.flush()
         assert read(disk, 4096, 8192) == b"b" * 4096 + bytes(4096)
-        with pytest.raises(ConfigError, match="in use|busy"):
+        with pytest.raises(ConfigError, match=r"in use|busy"):
             open_image(device)
         disk.close()
         with open(device, "rb") as raw:
