@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tests.machine.files import RAM_BASE, PlainRam
+from vmm.errors import SnapshotError
 from vmm.locks import Locking
 from vmm.machine.sbi import Console, Error, Fence, HartStates, Park, Power, Return, Sbi, Suspend
 
@@ -209,6 +210,13 @@ def test_hart_states_survive_save_and_restore(firmware: Firmware) -> None:
     other = Firmware()
     other.states.restore(saved)
     assert [other.value(HSM, 2, hart) for hart in range(4)] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("status", [[0], [0, 1, 1, 7], [0, 1, 1, 1, 1], "0111"])
+def test_hart_states_of_another_board_are_refused(firmware: Firmware, status: object) -> None:
+    saved = {**firmware.states.save(), "fields": {"status": status}}
+    with pytest.raises(SnapshotError):
+        firmware.states.restore(saved)
 
 
 @pytest.mark.parametrize(

@@ -141,7 +141,11 @@ class _Keys:
 
     def _show(self) -> None:
         if self.machine is not None:
-            print("".join(f"\n{name}: {what}" for name, what in self.machine.statistics().items()), file=sys.stderr)
+            figures = self.machine.statistics()
+            locks = figures.pop("locks")
+            lines = [f"{name}: {what}" for name, what in figures.items()]
+            lines += [str(lock) for lock in locks if lock.handoffs]
+            print("\n".join(["", *lines]), file=sys.stderr)
 
 
 # -- guests that need no files ---------------------------------------------------------------------------------------

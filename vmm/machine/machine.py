@@ -14,7 +14,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from vmm.host.chardev import Chardev
 from vmm.host.terminal import Command
@@ -123,7 +123,7 @@ class Machine:
         """How the run ended, or None when it has not after `timeout` seconds."""
         return self._lifecycle.wait(timeout)
 
-    def statistics(self) -> dict[str, object]:
+    def statistics(self) -> dict[str, Any]:
         return {"lifecycle": self._lifecycle.statistics(), **self._board.statistics()}
 
     # -- doors for the board: any thread, nothing waits ---------------------------------------------------------------

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum, auto
 from typing import Any, Protocol
 
+from vmm.devices.saved import load_state, save_state
 from vmm.errors import SnapshotError
 from vmm.locks import Device, Locking, Rank, entry
 
@@ -145,17 +146,25 @@ Answer = Return | Park | Suspend
 NOT_SUPPORTED = Return(Error.NOT_SUPPORTED)
 
 
+@dataclass(slots=True)
+class HartStatesState:
+    """`status` has a `HartStatus` for each hart; a board fills it when it is made and at each reset."""
+
+    status: list[int] = field(default_factory=list)
+
+    def broken(self) -> str | None:
+        known = set(HartStatus)
+        return next((f"hart status {status} is none" for status in self.status if status not in known), None)
+
+
 class HartStates(Device):
     """Which harts run, by the hart state management extension (SBI 2.0, chapter 9).
 
     The lock makes "is it stopped? then start it" one step when two harts start a third.
     """
 
+    kind = "sbi-harts"
     lock_rank = Rank.VCPU
-
-    @dataclass
-    class State:
-        status: list[HartStatus] = field(default_factory=list)
 
     def __init__(self, name: str, locking: Locking, *, harts: int, control: HartControl) -> None:
         super().__init__(name, locking)
@@ -168,49 +177,39 @@ class HartStates(Device):
 
     @entry(posts=True)
     def start(self, hart: int, pc: int, opaque: int) -> Error:
-        if self._state.status[hart] is not HartStatus.STOPPED:
+        if self._state.status[hart] != HartStatus.STOPPED:
             return Error.ALREADY_AVAILABLE
         self._state.status[hart] = HartStatus.STARTED
         self._post(self._control.start_hart, hart, pc, opaque)
         return Error.SUCCESS
 
     @entry
-    def stop(self, hart: int) -> None:
-        self._state.status[hart] = HartStatus.STOPPED
-
-    @entry
-    def suspend(self, hart: int) -> None:
-        self._state.status[hart] = HartStatus.SUSPENDED
-
-    @entry
-    def resumed(self, hart: int) -> None:
-        self._state.status[hart] = HartStatus.STARTED
+    def set(self, hart: int, status: HartStatus) -> None:
+        """What hart `hart` has just done by itself."""
+        self._state.status[hart] = int(status)
 
     @entry
     def status(self, hart: int) -> HartStatus:
-        return self._state.status[hart]
+        return HartStatus(self._state.status[hart])
 
     @entry
     def reset(self) -> None:
         self._state = self._at_reset()
 
     @entry
-    def save(self) -> dict[str, object]:
-        return {"kind": "sbi-harts", "version": 1, "status": [int(status) for status in self._state.status]}
+    def save(self) -> dict[str, Any]:
+        return save_state(self.kind, 1, self._state)
 
     @entry
     def restore(self, payload: Mapping[str, Any]) -> None:
         """Raises SnapshotError for what `save` of a board with as many harts did not make."""
-        try:
-            status = [HartStatus(number) for number in payload["status"]]
-        except (KeyError, TypeError, ValueError):
-            raise SnapshotError(f"{self.name}: no list of hart states in the snapshot") from None
-        if (payload.get("kind"), payload.get("version"), len(status)) != ("sbi-harts", 1, self._harts):
-            raise SnapshotError(f"{self.name}: the snapshot is of another kind of board")
-        self._state = self.State(status)
+        state = load_state(self.kind, 1, HartStatesState(), payload)
+        if len(state.status) != self._harts:
+            raise SnapshotError(f"saved {self.kind} has {len(state.status)} harts, and the board {self._harts}")
+        self._state = state
 
-    def _at_reset(self) -> HartStates.State:
-        return self.State([HartStatus.STARTED] + [HartStatus.STOPPED] * (self._harts - 1))
+    def _at_reset(self) -> HartStatesState:
+        return HartStatesState([int(HartStatus.STARTED)] + [int(HartStatus.STOPPED)] * (self._harts - 1))
 
 
 class Sbi:
@@ -256,7 +255,7 @@ class Sbi:
 
     def resumed(self, hart: int) -> None:
         """The hart's wait after `Suspend` is over."""
-        self._states.resumed(hart)
+        self._states.set(hart, HartStatus.STARTED)
 
     # -- chapters 4 to 8: base, legacy, timer, IPI, fences
 
@@ -338,7 +337,7 @@ class Sbi:
                     return Return(Error.INVALID_ADDRESS)
                 return Return(self._states.start(a[0], a[1], a[2]))
             case 1:
-                self._states.stop(hart)
+                self._states.set(hart, HartStatus.STOPPED)
                 return Park()
             case 2:
                 if a[0] >= self._harts:
@@ -352,12 +351,12 @@ class Sbi:
     def _suspend(self, hart: int, kind: int, resume_address: int, opaque: int) -> Answer:
         match kind & 0xFFFF_FFFF:
             case 0:
-                self._states.suspend(hart)
+                self._states.set(hart, HartStatus.SUSPENDED)
                 return Suspend(None)
             case 0x8000_0000:
                 if not self._executable(resume_address):
                     return Return(Error.INVALID_ADDRESS)
-                self._states.suspend(hart)
+                self._states.set(hart, HartStatus.SUSPENDED)
                 return Suspend((resume_address, opaque))
             case code if code & 0x7FFF_FFFF >= 0x1000_0000:  # platform specific, and this platform has none
                 return NOT_SUPPORTED

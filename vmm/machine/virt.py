@@ -12,7 +12,7 @@ import sys
 import time
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TextIO
+from typing import Any, TextIO
 
 from vmm.devices.finisher import Finisher
 from vmm.devices.rtc_goldfish import GoldfishRtc
@@ -346,7 +346,7 @@ class Board:
             raise
         self._closing.close()
 
-    def statistics(self) -> dict[str, object]:
+    def statistics(self) -> dict[str, Any]:
         return {
             "harts": self.harts.statistics(),
             "io": self.io.statistics(),
