@@ -98,7 +98,8 @@ def test_a_signal_handler_that_raises_during_a_wait_leaves_the_lock_free() -> No
         with thing._lock:
             taken.set()
             wait_for_waiters(thing._lock, 1)
-            while not release.is_set():  # again, since one that comes just before the wait does not end it
+            signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
+            while not release.wait(0.01):  # one that comes just before the wait does not end it
                 signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR1)
 
     previous = signal.signal(signal.SIGUSR1, interrupt)
