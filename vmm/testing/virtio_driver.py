@@ -215,6 +215,8 @@ class DriverQueue:
         self.table: Final = allocate(16 * size, 16)
         self.avail: Final = allocate(6 + 2 * size, 2)
         self.used: Final = allocate(6 + 8 * size, 4)
+        for ring, length in ((self.table, 16 * size), (self.avail, 6 + 2 * size), (self.used, 6 + 8 * size)):
+            self.dma.write(ring, bytes(length))
         self.event_index: Final = bool(driver.features & RING_EVENT_IDX)
         self.indirect: Final = bool(driver.features & RING_INDIRECT_DESC)
         self.avail_index = 0
