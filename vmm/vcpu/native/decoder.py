@@ -7,6 +7,9 @@ the closing one when the page is retired; operands never change under a handler.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
 from vmm.codegen.ir import Function, Val
 from vmm.isa.encoding import BitField, Flag, Instruction
 from vmm.isa.table import BASE, COMPRESSED
@@ -27,22 +30,71 @@ from vmm.vcpu.native.abi import Native, shared_of
 #: Handlers that are no instruction's, in the order of their numbers in `layout`.
 _SPECIAL = ("undecoded", "page_end", "retired", "illegal", "straddling")
 
-#: How a handler treats what the pre-decoder found out: a target in the same page (`near`), any target (`far`), the
-#: dynamic rounding mode, a static one.
-Variant = str
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What the pre-decoder knows when it chooses a handler. Values are i64, conditions i1."""
+
+    operands: Mapping[str, Val]
+    near: Val  # a relative target lies in the same page, and near targets are wanted
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One of the handlers of an instruction: how it is specialized, and for which records."""
+
+    name: str = ""
+    when: Callable[[Found], Val] | None = None  # None: whatever the others leave
+    zero: frozenset[str] = frozenset()  # operands that are x0, or an immediate 0
+    far: bool = False  # the target may be in another page
+    polls: bool = True  # looks at the requests of others on its way; forward branches leave that to the backward ones
+    static: bool = False  # rounds as its rm field says; else rm is dynamic
+
+
+def _is_zero(operand: str) -> Callable[[Found], Val]:
+    return lambda found: found.operands[operand].eq(0)
+
+
+def _near(forward: bool, zero: bool) -> Variant:
+    def when(found: Found) -> Val:
+        imm = found.operands["imm"]
+        here = found.near & (imm.gts(0) if forward else imm.les(0))
+        return here & found.operands["rs2"].eq(0) if zero else here
+
+    name = ("forward" if forward else "backward") + ("_zero" if zero else "")
+    return Variant(name, when, zero=frozenset({"rs2"} if zero else ()), polls=not forward)
+
+
+_FAR = Variant("far", far=True)
+_COMPARED_WITH_ZERO = ("beq", "bne", "blt", "bge")
+#: `li`, `mv` and the like: what compilers emit all the time.
+_SPECIAL_OPERANDS = {
+    "addi": (
+        Variant("li", _is_zero("rs1"), zero=frozenset({"rs1"})),
+        Variant("mv", _is_zero("imm"), zero=frozenset({"imm"})),
+    ),
+    "add": (Variant("mv", _is_zero("rs1"), zero=frozenset({"rs1"})),),
+    "sltu": (Variant("snez", _is_zero("rs1"), zero=frozenset({"rs1"})),),
+    "addiw": (Variant("sext", _is_zero("imm"), zero=frozenset({"imm"})),),
+}
 
 
 def variants(insn: Instruction) -> tuple[Variant, ...]:
-    """The handlers that a 32-bit instruction (or what a compressed one stands for) comes in."""
-    if insn.flags & (Flag.BRANCH | Flag.JAL | Flag.JALR):
-        return ("near", "far")
+    """The handlers that a 32-bit instruction (or what a compressed one stands for) comes in; the first that fits."""
+    if insn.flags & Flag.BRANCH:
+        zeros = (True, False) if insn.name in _COMPARED_WITH_ZERO else (False,)
+        return (*(_near(forward, zero) for zero in zeros for forward in (True, False)), _FAR)
+    if insn.flags & Flag.JAL:
+        return (_near(forward=True, zero=False), _near(forward=False, zero=False), _FAR)
+    if insn.flags & Flag.JALR:
+        return (Variant("near", lambda found: found.near), _FAR)
     if insn.flags & Flag.ROUNDS:
-        return ("dynamic", "static")
-    return ("",)
+        return (Variant("dynamic", lambda found: found.operands["rm"].eq(7)), Variant("static", static=True))
+    return (*_SPECIAL_OPERANDS.get(insn.name, ()), Variant())
 
 
 def handler_name(insn: Instruction, length: int, variant: Variant) -> str:
-    return "_".join(part for part in ("h", insn.name.replace(".", "_"), variant, str(length)) if part)
+    return "_".join(part for part in ("h", insn.name.replace(".", "_"), variant.name, str(length)) if part)
 
 
 def _rows() -> list[tuple[Instruction, int, Variant]]:
@@ -112,15 +164,17 @@ def _decode(native: Native) -> None:
             if slot.operand == "rd" and not insn.base.is_fp_register("rd"):
                 value = f.select(value.eq(0), f.const(SINK), value)
             packed = packed | ((value & ((1 << slot.width) - 1)) << slot.low)
-        first, *others = (f.const(_INDEX[handler_name(insn.base, insn.length, v)]) for v in variants(insn.base))
+        near = only_far.eq(0)
         if insn.flags & (Flag.BRANCH | Flag.JAL):
-            near = (offset + values["imm"]).ltu(PAGE) & only_far.eq(0)
-            first = f.select(near, first, others[0])
-        elif insn.flags & Flag.JALR:
-            first = f.select(only_far.eq(0), first, others[0])
-        elif insn.flags & Flag.ROUNDS:
-            first = f.select(values["rm"].eq(7), first, others[0])
-        commit(packed, first)
+            near = near & (offset + values["imm"]).ltu(PAGE)
+        found = Found(values, near)
+        *special, default = variants(insn.base)
+        index = f.const(_INDEX[handler_name(insn.base, insn.length, default)])
+        for variant in reversed(special):
+            assert variant.when is not None
+            number = _INDEX[handler_name(insn.base, insn.length, variant)]
+            index = f.select(variant.when(found), f.const(number), index)
+        commit(packed, index)
 
     def group(rows: list[Instruction]) -> None:
         for insn in rows:

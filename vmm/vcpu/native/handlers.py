@@ -16,7 +16,7 @@ from vmm.isa.encoding import Flag, Instruction
 from vmm.vcpu.layout import FAULT_EXIT, PRV_M, PRV_S, PRV_U, READ, Cause, Exit
 from vmm.vcpu.native.abi import Frame, Native
 from vmm.vcpu.native.csr import FS, IRQ_STATE, read_mxcsr, rounding_control, write_mxcsr
-from vmm.vcpu.native.decoder import HANDLERS, handler_name
+from vmm.vcpu.native.decoder import HANDLERS, Variant, handler_name
 from vmm.vcpu.native.memory import ADDEND, PAGE_MASK, RTAG, WTAG, tlb_index
 
 _ATOMIC_TYPE = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
@@ -32,13 +32,13 @@ def define(native: Native) -> None:
     for insn, length, variant in HANDLERS:
         twin = None
         if insn.flags & (_MEMORY | Flag.FP):
-            name = handler_name(insn, length, "").replace("h_", "s_", 1)
+            name = handler_name(insn, length, Variant()).replace("h_", "s_", 1)
             twin = twins.get(name) or twins.setdefault(name, _twin(native, insn, length, name))
         h = native.frame(handler_name(insn, length, variant))
         n = h.n - 1
         with h.f.if_(n.lts(0), likely=False):
             h.go("slice_end", h.pc, n)
-        if variant == "static":
+        if variant.static:
             assert twin is not None
             h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
             continue
@@ -47,13 +47,13 @@ def define(native: Native) -> None:
             with h.f.if_(h.st.get("fp_fast").eq(0), likely=False):
                 h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
             h.st.set("mstatus", h.st.get("mstatus") | FS)
-        Interpreted(h, insn, length, n, far=variant == "far", twin=twin).run()
+        Interpreted(h, insn, length, n, variant, twin).run()
 
 
 def _twin(native: Native, insn: Instruction, length: int, name: str) -> Prototype:
     """The slow twin: the same instruction, already counted, over the functions that can fail."""
     h = native.frame(name)
-    c = Slow(h, insn, length, h.n, far=False, twin=None)
+    c = Slow(h, insn, length, h.n, Variant(), twin=None)
     if insn.flags & Flag.FP:
         c.run_fp()
     else:
@@ -64,13 +64,15 @@ def _twin(native: Native, insn: Instruction, length: int, name: str) -> Prototyp
 class Interpreted:
     """`isa.Context` over a pre-decoded record."""
 
-    def __init__(self, h: Frame, insn: Instruction, length: int, n: Val, far: bool, twin: Prototype | None) -> None:
+    def __init__(
+        self, h: Frame, insn: Instruction, length: int, n: Val, variant: Variant, twin: Prototype | None
+    ) -> None:
         self.h = h
         self.f = h.f
         self.insn = insn
         self.length = length
         self.n = n
-        self.far = far
+        self.variant = variant
         self.twin = twin
         self._taken: Val | None = None  # condition of a branch
         self._target: Val | None = None  # of jal (relative) and jalr (absolute)
@@ -104,16 +106,17 @@ class Interpreted:
 
     def _go_relative(self, distance: Val) -> None:
         h = self.h
-        if self.far:
+        if self.variant.far:
             h.go("jump", h.pc + distance, self.n)
         else:
             ip = h.ip.offset(distance << 2)
-            self._look_at_requests(ip)
+            if self.variant.polls:
+                self._look_at_requests(ip)
             h.dispatch(ip, self.n)
 
     def _go_absolute(self, target: Val) -> None:
         h = self.h
-        if not self.far:
+        if not self.variant.far:
             pc = h.pc
             with self.f.if_(((target ^ pc) & PAGE_MASK).eq(0)):
                 ip = h.ip.offset((target - pc) << 2)
@@ -132,16 +135,23 @@ class Interpreted:
     def _register(self, number: Val) -> Val:
         return self.h.st.addr("x", number)
 
+    def _read(self, operand: str) -> Val:
+        if operand in self.variant.zero:
+            return self.f.const(0)
+        return self.f.load("i64", self._register(self._slot(operand)))
+
     @property
     def rs1(self) -> Val:
-        return self.f.load("i64", self._register(self._slot("rs1")))
+        return self._read("rs1")
 
     @property
     def rs2(self) -> Val:
-        return self.f.load("i64", self._register(self._slot("rs2")))
+        return self._read("rs2")
 
     @property
     def imm(self) -> Val:
+        if "imm" in self.variant.zero:
+            return self.f.const(0)
         slot = next(s for s in self.insn.packing.value if s.operand == "imm")
         if slot.width == 16:
             return self.f.load("i16", self.h.ip, 6).sext()
