@@ -171,6 +171,15 @@ def test_the_escape_key_ends_the_run_and_the_terminal_is_as_it_was(tmp_path: Pat
     assert terminal.end() == 0
 
 
+def test_the_escape_key_works_when_the_guest_takes_no_input(tmp_path: Path) -> None:
+    terminal = Terminal("--bios", str(program(tmp_path, say("up\n"), SPIN)))
+    terminal.until(b"up\r\n")
+    terminal.type(b"more than the sixteen bytes that a UART has room for\x01h")
+    terminal.until(b"C-a x")
+    terminal.type(b"and more\x01x")
+    assert terminal.end() == 0
+
+
 def test_the_terminal_is_as_it_was_after_a_signal_and_after_the_guest_ends(tmp_path: Path) -> None:
     terminal = Terminal("--bios", str(program(tmp_path, say("up\n"), SPIN)))
     terminal.until(b"up\r\n")

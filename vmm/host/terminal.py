@@ -17,6 +17,9 @@ from vmm.host.transcript import Transcript
 ESCAPE: Final = 0x01
 """Control-A."""
 
+_TYPE_AHEAD: Final = 64 << 10
+"""Bytes that are kept for a guest that takes none. More are dropped, as a terminal itself does it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Command:
@@ -123,11 +126,12 @@ class TerminalChardev(StreamChardev):
             return
         for typed, key in self._keys.feed(data):
             self._received += len(typed)
-            self._input += typed
+            self._input += typed[: max(0, _TYPE_AHEAD - len(self._input))]
             self._offer()
             if key in self._commands:
                 self._commands[key].run()
-        self._offer()
+        # Read on even if the guest takes nothing: the escape key must work most of all when it hangs.
+        self._want_input()
 
     def _break(self) -> None:
         if self._front:
