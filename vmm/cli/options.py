@@ -179,6 +179,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "write a line for each instruction: hart, pc, disassembly, changed registers and CSRs, traps (slow)",
                 optional="-",
             ),
+            Option("perf-map", "", _switch, "name generated code for Linux perf, in /tmp/perf-PID.map"),
         ),
     ),
 )

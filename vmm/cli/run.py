@@ -27,6 +27,7 @@ from vmm.machine import virt
 from vmm.machine.config import Config
 from vmm.machine.lifecycle import Outcome, Reason, Request, State
 from vmm.machine.machine import Machine
+from vmm.vcpu.software import native_code
 
 DEBIAN_MEM = 512 << 20
 DEBIAN_HARTS = 2
@@ -57,6 +58,8 @@ def run(settings: Settings) -> int:
     if file := settings.get("dump_dtb"):
         _dump(file, config)
         return Status.OK
+    if settings.get("perf_map"):
+        native_code().write_perf_map()
     with contextlib.ExitStack() as stack:
         keys = _Keys()
         signals = stack.enter_context(Signals(keys.stop, keys.restore))

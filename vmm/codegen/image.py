@@ -9,8 +9,10 @@ from __future__ import annotations
 import ctypes
 import json
 import mmap
+import os
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from vmm.errors import HostError
 
@@ -56,6 +58,18 @@ class LoadedImage:
 
     def address(self, name: str) -> int:
         return self.base + self.symbols[name]
+
+    def write_perf_map(self, directory: Path = Path("/tmp")) -> Path:
+        """Name this process's generated code for `perf report`, in the file where perf looks for it."""
+        path = directory / f"perf-{os.getpid()}.map"
+        starts = sorted((offset, name) for name, offset in self.symbols.items())
+        ends = [offset for offset, _ in starts[1:]] + [self.size]
+        rows = (f"{self.base + at:x} {end - at:x} {name}\n" for (at, name), end in zip(starts, ends, strict=True))
+        try:
+            path.write_text("".join(rows))
+        except OSError as e:
+            raise HostError(f"{path}: {e.strerror}: perf will not know generated code by name") from e
+        return path
 
     def symbol_at(self, address: int) -> str | None:
         """Name of the function that holds `address`, for crash reports."""
