@@ -32,7 +32,7 @@ def files(package: Path, progress: Progress = silent) -> Iterator[PackedFile]:
     size = package.stat().st_size
     try:
         with open(package, "rb") as stream:
-            compression = {"data.tar": "", "data.tar.gz": "gz", "data.tar.xz": "xz"}.get(_seek_data(stream))
+            compression = {"data.tar": "", "data.tar.gz": "gz", "data.tar.xz": "xz"}.get(_seek_data(stream, size))
             if compression is None:
                 raise HostError(f"{package.name}: not a package that can be read; remove {package} and try again")
             # As a stream, for the compressed member ends before the file does.
@@ -47,16 +47,16 @@ def files(package: Path, progress: Progress = silent) -> Iterator[PackedFile]:
         raise HostError(f"{package.name}: broken package ({error}); remove {package} and try again") from None
 
 
-def _seek_data(stream: IO[bytes]) -> str:
-    """Move to the contents of the member `data.tar*` and return its name, or "" when there is none."""
+def _seek_data(stream: IO[bytes], end: int) -> str:
+    """Move to the contents of the member `data.tar*` and return its name, or "" when it is not there in full."""
     if stream.read(len(AR_MAGIC)) != AR_MAGIC:
         return ""
     while len(header := stream.read(AR_HEADER)) == AR_HEADER:
         name = header[:16].decode("ascii", "replace").strip().rstrip("/")
+        size = header[48:58].strip()
+        if not size.isdigit() or stream.tell() + int(size) > end:
+            return ""
         if name.startswith("data.tar"):
             return name
-        size = header[48:58].strip()
-        if not size.isdigit():
-            return ""
         stream.seek(int(size) + int(size) % 2, 1)
     return ""

@@ -58,7 +58,7 @@ def _section(path: str, elf: bytes, wanted: str) -> bytes:
             if elf[names + name : elf.index(b"\0", names + name)] == wanted.encode():
                 return elf[offset : offset + size]
         raise ValueError
-    except (struct.error, ValueError, IndexError):
+    except (struct.error, ValueError, IndexError, OverflowError):
         raise HostError(f"{path}: not a kernel module with a section {wanted}") from None
 
 
