@@ -216,6 +216,11 @@ class VcpuThread:
         if reason == Exit.CODE_FULL:
             self._code_full = True
             return False
+        if reason == Exit.EMULATE:
+            from vmm.vcpu.emulate import emulate  # here, since the tables are slow to import and few guests ask for it
+
+            emulate(self.vcpu)
+            return True
         if reason == Exit.HOST_FAULT:
             raise InternalError(self.vcpu.crash())
         raise InternalError(f"{self.name} left guest code: {Exit(reason).name}")
