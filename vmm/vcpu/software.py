@@ -24,7 +24,7 @@ from vmm.errors import ConfigError, HostError, InternalError
 from vmm.fabric.bus import BusDoorbell
 from vmm.fabric.clock import Clock
 from vmm.fabric.ram import Ram
-from vmm.isa.csr import NUMBERS
+from vmm.isa.csr import NUMBERS, PMP_ENTRIES
 from vmm.vcpu import layout, native
 from vmm.vcpu.layout import HART, MAX_DOORBELLS, MAX_HARTS, PLIC_SOURCES, POLL_EXIT, SHARED, Exit, Mmio, Words
 
@@ -187,13 +187,15 @@ class SoftwareVcpu:
         w["menvcfg"] = 1 << 61  # ADUE: the page walk sets A and D
         w["prv"] = layout.PRV_M
         w["pmp_on"] = 1
+        for i in range(PMP_ENTRIES):
+            w["pmp_lo", i] = 1  # above pmp_hi: the entry is off
         if self._sbi:
             w["sbi_builtin"] = 1
             w["pmp_on"] = 0
             w["prv"] = layout.PRV_S
             w["medeleg"] = 0xB1FF  # all but the calls to SBI itself
             w["mideleg"] = 1 << layout.SSI | 1 << layout.STI | 1 << layout.SEI
-            w["mcounteren"] = 7
+            w["mcounteren"] = w["scounteren"] = 7  # the kernel's vDSO reads time in U-mode, and it sets none of these
             w["menvcfg"] |= 1 << 63 | 1 << 62 | 0xD0  # Sstc, Svpbmt, cache block instructions
         self.flush()
         self._natives.set_mode(self.address)
@@ -295,6 +297,7 @@ class SoftwareBackend:
         self.image = native_code()
         self.natives = Natives(self.image)
         self.ram = ram
+        self.clock = clock  # generated code reads its words for as long as this lives
         self.sbi = sbi
         self.shared = shared = Words(SHARED)
         pages = ram.size // layout.PAGE
