@@ -148,7 +148,7 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
             rank=self.rank,
             holder=thread_name(owner) if depth else None,
             depth=depth,
-            waiters=tuple(thread_name(ident) for ident in tuple(self._waiting)),
+            waiters=tuple(thread_name(ident) for ident in self._waiting.copy()),  # copy() is atomic, tuple() is not
             handoffs=self._handoffs,
             waited_ns=self._waited_ns,
             longest_wait_ns=self._longest_wait_ns,

@@ -228,7 +228,7 @@ class IoThread:
                 self._call(callback)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._running = name = getattr(function, "__qualname__", repr(function))
+        self._running = name = getattr(function, "__qualname__", "") or repr(function)
         began = time.perf_counter_ns()
         try:
             function(*arguments)
