@@ -94,6 +94,12 @@ def test_the_serial_port_can_be_a_file(tmp_path: Path, run: Run) -> None:
     assert (done.returncode, done.stdout, (tmp_path / "log").read_text()) == (0, "", "to file\n")
 
 
+def test_output_that_could_not_be_written_is_told(tmp_path: Path, run: Run) -> None:
+    done = run("--bios", str(program(tmp_path, say("lost\n"), finish(PASS))), "--serial", "file:/dev/full")
+    assert done.returncode == 0
+    assert done.stderr == "vmm-run: --serial: file:/dev/full: No space left on device; 5 bytes were lost\n"
+
+
 def test_a_machine_that_fails_says_what_it_knows_and_ends_with_its_own_status() -> None:
     assert of_outcome(Outcome(Reason.FAILED)) == 125
     assert of_outcome(Outcome(Reason.GUEST_FAULT)) == 121

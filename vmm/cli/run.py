@@ -69,6 +69,8 @@ def run(settings: Settings) -> int:
             machine.start()
         seen, in_time = _follow(machine, settings.get("expect"), settings.get("timeout"))
         machine.stop()
+    if problem := machine.serial.problem:
+        _say(f"--serial: {problem}")
     outcome = machine.outcome or Outcome(Reason.ASKED)
     return _conclude(outcome, signals.received, seen=seen, in_time=in_time, settings=settings)
 

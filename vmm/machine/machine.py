@@ -41,6 +41,12 @@ class Serial:
         """What the guest has printed, its last 4 MiB; bytes that are not UTF-8 are replaced."""
         return self._transcript.text
 
+    @property
+    def problem(self) -> str:
+        """What became of output that did not reach a file, pipe or terminal; empty if all of it did."""
+        now = self._chardev.statistics()
+        return f"{now.problem}; {now.lost} bytes were lost" if now.lost else ""
+
     def send(self, data: str | bytes) -> None:
         """Types `data`; returns at once, and the guest takes it when it has room."""
         self._chardev.send(data.encode() if isinstance(data, str) else data)
