@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 import threading
@@ -206,6 +207,16 @@ def test_too_little_space(host: FakeApt, monkeypatch: pytest.MonkeyPatch) -> Non
     usage = shutil.disk_usage("/")
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage._replace(free=1 << 20))
     assert "1 MB of free space" in failure(HostError, host)
+
+
+def test_a_disk_that_runs_full(host: FakeApt) -> None:
+    def fill(step: str, done: float | None) -> None:
+        if step.startswith("Downloading"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with pytest.raises(HostError, match="no space left"), archive("trixie", "riscv64", progress=fill) as debian:
+        debian.fetch("thing")
+    assert kept(host) == []
 
 
 def test_an_interrupted_download_leaves_nothing(host: FakeApt) -> None:

@@ -295,7 +295,9 @@ class Archive:
             output.seek(0)
             complaints.seek(0)
             if failed:
-                raise HostError(f"apt: {step}: {_first_complaint(complaints.read().decode(errors='replace'))}")
+                complaint = _first_complaint(complaints.read().decode(errors="replace"))
+                advice = "; check the network, and try again" if command[0] == "apt-get" else ""
+                raise HostError(f"apt: {step}: {complaint}{advice}")
             self._progress(step, 1.0)
             return output.read().decode(errors="replace")
 

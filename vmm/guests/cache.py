@@ -58,16 +58,24 @@ def private_directory(path: Path) -> Path:
 
 @contextmanager
 def exclusive(directory: Path, progress: Progress) -> Iterator[None]:
-    """Hold `directory` for this process, waiting for another that does, and clear what a killed one left there."""
-    with open(directory / "lock", "ab") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            progress("Waiting for another run that fills the cache", None)
-            fcntl.flock(lock, fcntl.LOCK_EX)
-        for left in (*directory.glob(f"{UNFINISHED}*"), *directory.glob(f"*/{UNFINISHED}*")):
-            shutil.rmtree(left, ignore_errors=True)
-        yield
+    """Hold `directory` for this process, waiting for another that does, and clear what a killed one left there.
+
+    A disk that runs full meanwhile is a HostError.
+    """
+    try:
+        with open(directory / "lock", "ab") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                progress("Waiting for another run that fills the cache", None)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+            for left in (*directory.glob(f"{UNFINISHED}*"), *directory.glob(f"*/{UNFINISHED}*")):
+                shutil.rmtree(left, ignore_errors=True)
+            yield
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HostError(f"cache: no space left in {directory}; free some, or set XDG_CACHE_HOME") from None
+        raise
 
 
 @contextmanager
@@ -76,10 +84,6 @@ def unfinished(directory: Path) -> Iterator[Path]:
     scratch = Path(tempfile.mkdtemp(prefix=UNFINISHED, dir=directory))
     try:
         yield scratch
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise HostError(f"cache: no space left in {directory}; free some, or set XDG_CACHE_HOME") from None
-        raise
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
 
