@@ -219,6 +219,12 @@ def test_stopping_gives_back_threads_and_files(config: Config) -> None:
     assert held() == before
 
 
+def test_a_machine_that_never_started_can_be_stopped(config: Config) -> None:
+    with Machine(config) as machine:
+        assert machine.state is State.BUILT
+    assert machine.outcome == Outcome(Reason.ASKED)
+
+
 def test_a_machine_that_cannot_be_built_gives_back_threads_and_files(config: Config) -> None:
     def refuse(around: Surroundings) -> FakeHarts:
         raise HostError("no")

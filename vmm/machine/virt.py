@@ -193,10 +193,6 @@ class Board:
             with _naming("--drive"):
                 disks.append((drive, open_image(drive.file, readonly=drive.readonly, snapshot=drive.snapshot)))
             stack.callback(disks[-1][1].close)
-        traces = [
-            _open_trace(stack, "--trace-exits", config.trace_exits),
-            _open_trace(stack, "--trace-exec", config.trace_exec),
-        ]
         self.ram = stack.enter_context(Ram(RAM_BASE, config.mem))
         self.bus = Bus()
         self.locking = Locking(config.locking, checked=config.check_locks)
@@ -211,6 +207,10 @@ class Board:
         stack.callback(self._close_virtio)
         stack.callback(self.workers.stop, DEADLINE_S)
         self.boot.load(self.ram)
+        traces = [
+            _open_trace(stack, "--trace-exits", config.trace_exits),
+            _open_trace(stack, "--trace-exec", config.trace_exec),
+        ]
         self.harts = make_harts(
             Surroundings(
                 count=config.smp,
@@ -337,13 +337,12 @@ class Board:
 
     def stop(self) -> None:
         """Ends the harts, lets I/O finish, and gives everything back; raises HostError, naming what does not end."""
-        try:
+        with contextlib.ExitStack() as stack:
+            # A thread that is still in guest code needs the memory it runs in: then only the terminal is given back.
+            stack.callback(self._close_chardevs)
+            stack.callback(self.io.stop, DEADLINE_S)
             self.harts.stop(DEADLINE_S)
-        except HostError:
-            # A thread that is still in guest code needs the memory it runs in: only the terminal is given back.
-            self.io.stop(DEADLINE_S)
-            self._close_chardevs()
-            raise
+            stack.pop_all()
         self._closing.close()
 
     def statistics(self) -> dict[str, Any]:

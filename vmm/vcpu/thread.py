@@ -157,8 +157,9 @@ class VcpuThread:
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> bool:
-        """Wait for the thread's end; False if it has not ended in time."""
-        self._thread.join(timeout)
+        """Wait for the thread's end; False if it has not ended in time. One that never started has ended."""
+        if self._thread.ident is not None:
+            self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _main(self) -> None:
