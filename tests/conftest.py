@@ -1,0 +1,38 @@
+"""Options of the test suite, and machines for tests of whole guests."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.machines import Machines
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--boots", type=int, default=20, help="how many times in a row the stress test boots Linux")
+    parser.addoption("--seed", type=int, default=1, help="seed of the random tests of whole guests")
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--seed"))
+
+
+@pytest.fixture
+def boot(request: pytest.FixtureRequest) -> Iterator[Machines]:
+    """Starts machines, and stops them after the test."""
+    machines = Machines(request.node.nodeid)
+    yield machines
+    machines.stop()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """A test that fails says where its machines are described. They are still there: this runs before they stop."""
+    error = call.excinfo.value if call.excinfo else None
+    if call.when in ("setup", "call") and error is not None and not isinstance(error, pytest.skip.Exception):
+        for value in getattr(item, "funcargs", {}).values():
+            if isinstance(value, Machines):
+                error.add_note(f"The machines of this test are described in {value.keep()}")
+    return (yield)
