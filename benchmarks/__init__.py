@@ -1,1 +1,1 @@
-"""Benchmarks: each is a module, `python -m benchmarks.NAME [--rounds N] [--json FILE]`."""
+"""Benchmarks: each is a module, `python -m benchmarks.NAME --help`; `python -m benchmarks.all` runs them all."""

@@ -1,7 +1,7 @@
-"""What every benchmark shares: which Python ran, alternating rounds, medians, a table and JSON.
+"""What every benchmark shares: its options, alternating rounds, medians, a table and JSON.
 
-A benchmark measures its sides in turn within one process and compares medians, so that a machine that slows down for a
-while slows all sides.
+A benchmark measures its sides in turn and compares medians, so that a machine that slows down for a while slows all
+sides.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ import sysconfig
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from benchmarks.quiet import Quiet
+
+T = TypeVar("T")
+QUICK_ROUNDS = 3
 
 
 def python_build() -> str:
@@ -25,11 +30,18 @@ def python_build() -> str:
     return f"{platform.python_implementation()} {platform.python_version()}, {gil}, {platform.python_compiler()}"
 
 
+def gil_came_back() -> bool:
+    """Whether this is a free-threaded build in which an import has switched the GIL on."""
+    free = sysconfig.get_config_var("Py_GIL_DISABLED")
+    return bool(free and sys._is_gil_enabled())  # type: ignore[attr-defined]
+
+
 def machine() -> str:
     """The host's processors and how busy they were, since figures mean little without."""
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     load = os.getloadavg()[0]
-    return f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.machine()}, load {load:.2f}"
+    processors = f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.machine()}"
+    return f"{processors}, {platform.system()} {platform.release()}, load {load:.2f}"
 
 
 def _lines(path: str) -> list[str]:
@@ -39,13 +51,25 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def alternate(sides: Mapping[str, Callable[[], float]], rounds: int) -> dict[str, list[float]]:
+def say(text: str) -> None:
+    """Progress, on standard error: one line that is overwritten at a terminal, one after the other elsewhere."""
+    terminal = sys.stderr.isatty()
+    print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
+
+
+def alternate(sides: Mapping[str, Callable[[], T]], rounds: int, quiet: Quiet | None = None) -> dict[str, list[T]]:
     """What each side returned in each round. The sides run in turn, in the opposite order every other round."""
-    samples: dict[str, list[float]] = {name: [] for name in sides}
+    samples: dict[str, list[T]] = {name: [] for name in sides}
     for index in range(rounds):
         names = list(sides)
         for name in reversed(names) if index % 2 else names:
-            samples[name].append(sides[name]())
+            if quiet is None:
+                samples[name].append(sides[name]())
+            else:
+                say(f"round {index + 1} of {rounds}: {name}")
+                samples[name].append(quiet.sample(sides[name]))
+    if quiet is not None and sys.stderr.isatty():
+        say("")
     return samples
 
 
@@ -68,12 +92,15 @@ class Figure:
 class Report:
     """The figures of one benchmark. Made after all imports, since some of them could bring the GIL back."""
 
-    def __init__(self, title: str) -> None:
-        if sysconfig.get_config_var("Py_GIL_DISABLED") and sys._is_gil_enabled():  # type: ignore[attr-defined]
+    def __init__(self, title: str, about: str = "") -> None:
+        if gil_came_back():
             raise SystemExit("this free-threaded Python runs with the GIL on: an extension module brought it back")
         self.title = title
+        self.about = about
         self.facts: dict[str, Any] = {"python": python_build(), "machine": machine()}
         self.figures: list[Figure] = []
+        self.curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+        """Plots: title -> line -> points."""
 
     def add(self, figure: Figure) -> Figure:
         self.figures.append(figure)
@@ -95,17 +122,41 @@ class Report:
         """Print the table, write the JSON where asked to; 0, also when a bound was not met: that is for a reader."""
         print(self)
         if options.json:
-            content = {"title": self.title, **self.facts, "figures": [asdict(figure) for figure in self.figures]}
+            content = {
+                "title": self.title,
+                **self.facts,
+                "about": self.about,
+                "figures": [asdict(figure) for figure in self.figures],
+                "curves": self.curves,
+            }
             options.json.parent.mkdir(parents=True, exist_ok=True)
-            options.json.write_text(json.dumps(content, indent=2) + "\n")
+            options.json.write_text(json.dumps(content, indent=1) + "\n")
         return 0
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
-    """The options that all benchmarks have; a benchmark may add to them."""
-    result = argparse.ArgumentParser(description=(description or "").splitlines()[0])
+    """The options that all benchmarks have; a benchmark may add to them. Its docstring is the help."""
+    head, _, rest = (description or "").partition("\n")
+    result = argparse.ArgumentParser(
+        description=head, epilog=rest.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     result.add_argument(
         "--rounds", type=int, default=rounds, metavar="N", help="rounds of each side (default %(default)s)"
+    )
+    result.add_argument(
+        "--quick",
+        dest="rounds",
+        action="store_const",
+        const=min(rounds, QUICK_ROUNDS),
+        help=f"a first impression: {min(rounds, QUICK_ROUNDS)} rounds",
+    )
+    result.add_argument(
+        "--patience",
+        type=float,
+        default=0.0,
+        metavar="SECONDS",
+        help="how long, in all, to wait for the host to be quiet and to repeat samples that others' work disturbed "
+        "(default: not at all; the disturbance is reported either way)",
     )
     result.add_argument("--json", type=Path, metavar="FILE", help="also write the samples there")
     return result
