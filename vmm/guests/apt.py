@@ -38,6 +38,7 @@ TREE_SPACE = 500 << 20
 
 # Read after the host's own configuration (apt.conf(5)), so that it wins. The host's hooks would run as the user.
 CONFIGURATION = """\
+#clear APT::Default-Release;
 #clear APT::Architectures;
 #clear APT::Update::Pre-Invoke;
 #clear APT::Update::Post-Invoke;
