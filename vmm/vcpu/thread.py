@@ -18,6 +18,9 @@ from vmm.fabric.threads import name_os_thread
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
 
+# As plain integers: to look up and compare a member of an enumeration costs 80 ns, a tenth of what Python does an exit.
+_MMIO_READ, _MMIO_WRITE, _MMIO_DONE, _MMIO_FAULT = map(int, (Exit.MMIO_READ, Exit.MMIO_WRITE, Mmio.DONE, Mmio.FAULT))
+
 
 class SbiCalls(Protocol):
     """What answers the calls that generated code leaves to Python: `vmm.machine.sbi`, through the machine."""
@@ -201,10 +204,10 @@ class VcpuThread:
 
     def _handle(self, reason: int) -> bool:
         """Serve one exit; False to go to the gate."""
-        if reason == Exit.MMIO_READ:
+        if reason == _MMIO_READ:
             self._mmio_read()
             return True
-        if reason == Exit.MMIO_WRITE:
+        if reason == _MMIO_WRITE:
             self._mmio_write()
             return True
         if reason == Exit.KICK:
@@ -247,26 +250,26 @@ class VcpuThread:
         address, size = vcpu.mmio_addr[0], vcpu.mmio_size[0]
         window = self._window(address, size)
         if window is None:
-            vcpu.mmio_state[0] = Mmio.FAULT
+            vcpu.mmio_state[0] = _MMIO_FAULT
             return
         try:
             vcpu.mmio_value[0] = window.read(address - window.base, size)
-            vcpu.mmio_state[0] = 1
+            vcpu.mmio_state[0] = _MMIO_DONE
         except BusFault:
-            vcpu.mmio_state[0] = Mmio.FAULT
+            vcpu.mmio_state[0] = _MMIO_FAULT
 
     def _mmio_write(self) -> None:
         vcpu = self.vcpu
         address, size = vcpu.mmio_addr[0], vcpu.mmio_size[0]
         window = self._window(address, size)
         if window is None:
-            vcpu.mmio_state[0] = Mmio.FAULT
+            vcpu.mmio_state[0] = _MMIO_FAULT
             return
         try:
             window.write(address - window.base, size, vcpu.mmio_value[0])
-            vcpu.mmio_state[0] = 1
+            vcpu.mmio_state[0] = _MMIO_DONE
         except BusFault:
-            vcpu.mmio_state[0] = Mmio.FAULT
+            vcpu.mmio_state[0] = _MMIO_FAULT
 
     def report(self, cause: str) -> str:
         """Hart, pc, registers and stack, for a machine that died."""
