@@ -197,25 +197,53 @@ def test_large_transfers_are_left_to_workers(driver: Driver, queue: DriverQueue,
     assert len(queue.collect()) == 2
 
 
-def test_a_thread_of_its_own_waits_for_a_lone_request_itself(bench: VirtioBench, disk: Disk) -> None:
-    driver = bench.make(VirtioBlk, disk=disk, workers=bench.workers, own_thread=True)
-    (queue,) = driver.start()
+@pytest.fixture
+def own(bench: VirtioBench, disk: Disk) -> DriverQueue:
+    """The queue of a disk with a thread of its own."""
+    (queue,) = bench.make(VirtioBlk, disk=disk, workers=bench.workers, own_thread=True).start()
+    return queue
+
+
+def left_to_workers(queue: DriverQueue, *requests: tuple[list[bytes], list[int]]) -> int:
+    for readable, room in requests:
+        queue.add(readable, room)
+    queue.kick()
+    queue.driver.bench.home.run()
+    return len(queue.driver.bench.workers.waiting)
+
+
+READ: tuple[list[bytes], list[int]] = ([header(Kind.IN)], [512, 1])
+WRITE: tuple[list[bytes], list[int]] = ([header(Kind.OUT), bytes(512)], [1])
+
+
+def test_a_thread_of_its_own_waits_for_a_lone_request_itself(own: DriverQueue, disk: Disk) -> None:
     disk.ready = ()
-    queue.add([header(Kind.IN)], [512, 1])
-    queue.kick()
-    bench.home.run()
-    assert len(queue.collect()) == 1
-    for _ in range(2):
-        queue.add([header(Kind.IN)], [512, 1])
-    queue.kick()
-    bench.home.run()
-    assert len(bench.workers.waiting) == 2
-    queue.add([header(Kind.FLUSH)], [1])
-    queue.kick()
-    bench.home.run()
-    assert len(bench.workers.waiting) == 3
+    assert left_to_workers(own, READ) == 0
+    assert left_to_workers(own, READ, READ) == 2
+    assert left_to_workers(own, READ) == 3
+    own.driver.bench.run()
+    assert len(own.collect()) == 4
+
+
+def test_a_thread_of_its_own_writes_to_the_page_cache_itself(own: DriverQueue, disk: Disk) -> None:
+    disk.ready = ()
+    assert left_to_workers(own, WRITE, WRITE, WRITE) == 0
+    assert len(own.collect()) == 3
+    own.driver.set_config(32, 1, 0)
+    assert left_to_workers(own, WRITE, WRITE) == 2
+    own.driver.bench.run()
+
+
+def test_a_thread_of_its_own_reads_any_length_from_the_page_cache(own: DriverQueue) -> None:
+    assert left_to_workers(own, ([header(Kind.IN)], [4 * blk.LARGEST_NOW, 1])) == 0
+
+
+def test_a_disk_past_the_page_cache_is_written_by_workers(bench: VirtioBench, disk: Disk) -> None:
+    disk.ready = ()
+    disk.cached = False
+    (queue,) = bench.make(VirtioBlk, disk=disk, workers=bench.workers, own_thread=True).start()
+    assert left_to_workers(queue, WRITE, WRITE) == 2
     bench.run()
-    assert len(queue.collect()) == 3
 
 
 def test_reading_is_reported_to_whoever_watches_the_pages(driver: Driver, queue: DriverQueue) -> None:

@@ -64,6 +64,8 @@ class BlockBackend(Protocol):
     #: Bytes, a multiple of `block_size`.
     size: int
     readonly: bool
+    #: Whether writes go to the page cache, so that they seldom wait for a device.
+    cached: bool
     #: Bytes: the smallest transfer.
     block_size: int
     #: Bytes: the smallest write for which the host need not read first.
@@ -120,6 +122,7 @@ class HostFile:
         """`fd` is the caller's to close. `direct` says that it was opened with O_DIRECT."""
         self.name = name
         self.direct = direct
+        self.cached = not direct
         self._fd = fd
         # A file system says by EOPNOTSUPP that it cannot tell (ext4: buffered writes; tmpfs: all), and will not later.
         # With O_DIRECT every transfer waits for the device.
@@ -307,6 +310,7 @@ class Overlay:
         self.name = below.name
         self.size = below.size
         self.readonly = False
+        self.cached = True
         self.block_size = below.block_size
         self.physical_block_size = below.physical_block_size
         self._below = below
