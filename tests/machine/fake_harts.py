@@ -9,7 +9,6 @@ from vmm.errors import HostError
 from vmm.fabric.irq import Unconnected, Wire
 from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
-from vmm.machine.sbi import Fence
 
 
 class FakeHarts:
@@ -43,15 +42,6 @@ class FakeHarts:
 
     def statistics(self) -> dict[str, object]:
         return {}
-
-    def send_ipi(self, mask: int) -> None:
-        self.log.append(f"ipi {mask:#x}")
-
-    def remote_fence(self, kind: Fence, mask: int, start: int, size: int, asid: int) -> None:
-        self.log.append(f"fence {mask:#x}")
-
-    def set_timer(self, hart: int, deadline: int) -> None:
-        self.log.append(f"timer {hart}")
 
     def start_hart(self, hart: int, pc: int, opaque: int) -> None:
         self.log.append(f"start {hart}")

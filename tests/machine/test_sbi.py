@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from tests.machine.files import RAM_BASE, PlainRam
 from vmm.errors import SnapshotError
 from vmm.locks import Locking
-from vmm.machine.sbi import Console, Error, Fence, HartStates, Park, Power, Return, Sbi, Suspend
+from vmm.machine.sbi import Console, Error, HartStates, Park, Power, Return, Sbi, Suspend
 
 ALL = (1 << 64) - 1
 U64 = st.integers(0, ALL) | st.sampled_from([0, 1, 2, 3, 4, 63, 64, ALL, 1 << 63, RAM_BASE, RAM_BASE + 4096])
@@ -21,15 +21,6 @@ class Harts:
 
     def __init__(self) -> None:
         self.log: list[tuple[object, ...]] = []
-
-    def send_ipi(self, mask: int) -> None:
-        self.log.append(("ipi", mask))
-
-    def remote_fence(self, kind: Fence, mask: int, start: int, size: int, asid: int) -> None:
-        self.log.append((kind, mask, start, size, asid))
-
-    def set_timer(self, hart: int, deadline: int) -> None:
-        self.log.append(("timer", hart, deadline))
 
     def start_hart(self, hart: int, pc: int, opaque: int) -> None:
         self.log.append(("start", hart, pc, opaque))
@@ -61,7 +52,6 @@ class Firmware:
         self.sbi = Sbi(
             harts=harts,
             states=self.states,
-            control=self.harts,
             memory=self.ram,
             console=self.console,
             power=lambda what, code: self.power.append((what, code)),
@@ -103,7 +93,7 @@ def test_what_is_not_served_is_not_found_and_answers_not_supported(firmware: Fir
     assert firmware.error(extension, 0) == Error.NOT_SUPPORTED
 
 
-@pytest.mark.parametrize("extension", [BASE, TIME, IPI, RFENCE, HSM, SRST, DBCN])
+@pytest.mark.parametrize("extension", [BASE, HSM, SRST, DBCN])
 def test_unknown_functions_answer_not_supported(firmware: Firmware, extension: int) -> None:
     assert firmware.error(extension, 77) == Error.NOT_SUPPORTED
 
@@ -118,45 +108,6 @@ def test_legacy_getchar_returns_a_byte_or_minus_1() -> None:
     firmware = Firmware(console=Typewriter(keys=b"k"))
     assert firmware.call(2, 0) == Return(ord("k"), None)
     assert firmware.call(2, 0) == Return(-1, None)
-
-
-def test_the_timer_is_set_for_the_calling_hart(firmware: Firmware) -> None:
-    firmware.value(TIME, 0, 12345, hart=2)
-    assert firmware.harts.log == [("timer", 2, 12345)]
-
-
-@pytest.mark.parametrize(
-    ("mask", "base", "harts"),
-    [(0b1, 0, 0b1), (0b11, 2, 0b1100), (0, ALL, 0b1111), (ALL, ALL, 0b1111), (0b1111, 0, 0b1111), (0, 99, 0)],
-)
-def test_a_hart_mask_names_harts_from_its_base(firmware: Firmware, mask: int, base: int, harts: int) -> None:
-    assert firmware.error(IPI, 0, mask, base) == Error.SUCCESS
-    assert firmware.harts.log == [("ipi", harts)]
-
-
-@pytest.mark.parametrize(("mask", "base"), [(0b10000, 0), (0b10, 3), (1, 4), (1, ALL - 1), (ALL, 0), (ALL, 1 << 63)])
-def test_a_hart_mask_with_a_hart_that_does_not_exist_is_refused(firmware: Firmware, mask: int, base: int) -> None:
-    assert firmware.error(IPI, 0, mask, base) == Error.INVALID_PARAM
-    assert firmware.error(RFENCE, 1, mask, base) == Error.INVALID_PARAM
-    assert firmware.harts.log == []
-
-
-def test_fences_carry_their_range(firmware: Firmware) -> None:
-    for function, kind, asid in ((0, Fence.INSTRUCTIONS, 0), (1, Fence.MEMORY, 0), (2, Fence.ADDRESS_SPACE, 7)):
-        firmware.value(RFENCE, function, 0b10, 0, 0x1000, 0x2000, asid)
-        whole = (0, 1 << 64) if kind is Fence.INSTRUCTIONS else (0x1000, 0x2000)
-        assert firmware.harts.log.pop() == (kind, 0b10, *whole, asid)
-
-
-@pytest.mark.parametrize(("start", "size"), [(0, 0), (0, ALL), (0x5000, ALL), (ALL, 2)])
-def test_a_fence_of_everything_or_of_a_range_that_wraps_covers_all(firmware: Firmware, start: int, size: int) -> None:
-    firmware.value(RFENCE, 1, 1, 0, start, size)
-    assert firmware.harts.log == [(Fence.MEMORY, 1, 0, 1 << 64, 0)]
-
-
-@pytest.mark.parametrize("function", [3, 4, 5, 6])
-def test_fences_of_the_hypervisor_extension_are_not_supported(firmware: Firmware, function: int) -> None:
-    assert firmware.error(RFENCE, function, 1) == Error.NOT_SUPPORTED
 
 
 def test_only_hart_0_runs_after_reset(firmware: Firmware) -> None:
@@ -291,7 +242,6 @@ def test_no_registers_make_a_call_fail_or_name_harts_that_do_not_exist(
     firmware = Firmware(harts=harts, console=Typewriter(room=3, keys=b"abc"))
     answer = firmware.sbi.call(0, [*registers, function, extension])
     assert isinstance(answer, (Return, Park, Suspend))
-    for call, *details in firmware.harts.log:
-        if call == "ipi" or isinstance(call, Fence):
-            assert isinstance(details[0], int)
-            assert 0 <= details[0] < 1 << harts
+    for _, hart, *_ in firmware.harts.log:
+        assert isinstance(hart, int)
+        assert 0 <= hart < harts

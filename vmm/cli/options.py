@@ -148,7 +148,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option("console", "SPEC", _text, "add a virtio console with this other end, as for --serial"),
             Option("rng", "", _switch, "leave out the virtio random number generator", on=True),
             Option("balloon", "", _switch, "add a virtio memory balloon"),
-            Option("svadu", "", _switch, "harts set accessed and dirty bits of pages themselves instead of faulting"),
+            Option("svadu", "", _switch, "harts fault instead of setting a page's accessed and dirty bits", on=True),
         ),
     ),
     (

@@ -42,7 +42,7 @@ class Config:
     """A virtio console's other end; empty for no such device."""
     rng: bool = True
     balloon: bool = False
-    svadu: bool = False
+    svadu: bool = True
     locking: Policy = "device"
     check_locks: bool = False
     no_reboot: bool = False

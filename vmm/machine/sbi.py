@@ -23,8 +23,10 @@ SPEC_VERSION = 2 << 24
 IMPLEMENTATION_ID = 0x76_6D6D
 """Not one of the assigned numbers (0 to 11 as of SBI 2.0): the letters of this project's name."""
 
-_ALL_ONES = (1 << 64) - 1
 _CONSOLE_CHUNK = 4096
+
+IN_THE_VCPU = frozenset({0x5449_4D45, 0x73_5049, 0x5246_4E43})
+"""Timer, IPI and remote fences (chapters 6 to 8): generated code answers these calls, and none of them gets here."""
 
 
 class Error(IntEnum):
@@ -47,17 +49,6 @@ class HartStatus(IntEnum):
     SUSPENDED = 4
 
 
-class Fence(Enum):
-    """What a remote fence makes each hart execute."""
-
-    INSTRUCTIONS = auto()
-    """fence.i"""
-    MEMORY = auto()
-    """sfence.vma over a range, all address spaces"""
-    ADDRESS_SPACE = auto()
-    """sfence.vma over a range of one address space"""
-
-
 class Power(Enum):
     """What a guest can ask of the machine as a whole."""
 
@@ -66,25 +57,7 @@ class Power(Enum):
 
 
 class HartControl(Protocol):
-    """What the calls need of the harts. A mask has bit h for hart h and names only harts that exist.
-
-    All of it may be called from any hart's thread, and none of it may wait for a hart to leave a device.
-    """
-
-    def send_ipi(self, mask: int) -> None:
-        """Makes the supervisor software interrupt pending on each hart; harts that are stopped ignore it."""
-        ...
-
-    def remote_fence(self, kind: Fence, mask: int, start: int, size: int, asid: int) -> None:
-        """Returns once no hart of the mask uses an older translation or instruction of `size` bytes from `start`.
-
-        Bytes 0 to 2**64 are all of memory. `asid` counts for `Fence.ADDRESS_SPACE` only.
-        """
-        ...
-
-    def set_timer(self, hart: int, deadline: int) -> None:
-        """Supervisor timer interrupt when the `time` CSR reaches `deadline`; takes back one that is pending."""
-        ...
+    """What the calls need of the harts. It may be called from any hart's thread."""
 
     def start_hart(self, hart: int, pc: int, opaque: int) -> None:
         """Lets a parked hart run in S-mode at `pc`, a0 its number, a1 `opaque`, satp and sstatus.SIE zero.
@@ -220,16 +193,13 @@ class Sbi:
         *,
         harts: int,
         states: HartStates,
-        control: HartControl,
         memory: GuestMemory,
         console: Console,
         power: Callable[[Power, int], None],
     ) -> None:
         """`power(what, code)` posts to the lifecycle and returns at once; `code` is 0, or 1 for a failed system."""
         self._harts = harts
-        self._all = (1 << harts) - 1
         self._states = states
-        self._control = control
         self._memory = memory
         self._console = console
         self._power = power
@@ -238,9 +208,6 @@ class Sbi:
             0x02: self._legacy_getchar,
             0x08: self._legacy_shutdown,
             0x10: self._base,
-            0x5449_4D45: self._time,
-            0x73_5049: self._ipi,
-            0x5246_4E43: self._rfence,
             0x48_534D: self._hsm,
             0x5352_5354: self._srst,
             0x4442_434E: self._dbcn,
@@ -257,7 +224,7 @@ class Sbi:
         """The hart's wait after `Suspend` is over."""
         self._states.set(hart, HartStatus.STARTED)
 
-    # -- chapters 4 to 8: base, legacy, timer, IPI, fences
+    # -- chapters 4 and 5: base, legacy
 
     def _base(self, hart: int, function: int, a: Sequence[int]) -> Answer:
         match function:
@@ -268,7 +235,7 @@ class Sbi:
             case 2:
                 return Return(Error.SUCCESS, 1)
             case 3:
-                return Return(Error.SUCCESS, int(a[0] in self._extensions))
+                return Return(Error.SUCCESS, int(a[0] in self._extensions or a[0] in IN_THE_VCPU))
             case 4 | 5 | 6:  # mvendorid, marchid, mimpid
                 return Return(Error.SUCCESS, 0)
             case _:
@@ -285,46 +252,6 @@ class Sbi:
     def _legacy_shutdown(self, hart: int, function: int, a: Sequence[int]) -> Answer:
         self._power(Power.OFF, 0)
         return Park()
-
-    def _time(self, hart: int, function: int, a: Sequence[int]) -> Answer:
-        if function != 0:
-            return NOT_SUPPORTED
-        self._control.set_timer(hart, a[0])
-        return Return(Error.SUCCESS)
-
-    def _ipi(self, hart: int, function: int, a: Sequence[int]) -> Answer:
-        if function != 0:
-            return NOT_SUPPORTED
-        mask = self._mask(a[0], a[1])
-        if mask is None:
-            return Return(Error.INVALID_PARAM)
-        self._control.send_ipi(mask)
-        return Return(Error.SUCCESS)
-
-    def _rfence(self, hart: int, function: int, a: Sequence[int]) -> Answer:
-        kinds = (Fence.INSTRUCTIONS, Fence.MEMORY, Fence.ADDRESS_SPACE)
-        if function >= len(kinds):  # the others are for the hypervisor extension
-            return NOT_SUPPORTED
-        mask = self._mask(a[0], a[1])
-        if mask is None:
-            return Return(Error.INVALID_PARAM)
-        kind, start, size, asid = kinds[function], a[2], a[3], a[4] & 0xFFFF
-        # "start_addr and size are both zero, or size is 2^XLEN - 1": everything. A range that wraps is widened to that.
-        if kind is Fence.INSTRUCTIONS or (start == 0 and size == 0) or start + size >= _ALL_ONES:
-            start, size = 0, 1 << 64
-        if mask and size:
-            self._control.remote_fence(kind, mask, start, size, asid)
-        return Return(Error.SUCCESS)
-
-    def _mask(self, mask: int, base: int) -> int | None:
-        """The harts that a (hart_mask, hart_mask_base) pair names, or None when one of them does not exist."""
-        if base == _ALL_ONES:
-            return self._all
-        if mask == 0:
-            return 0
-        if base >= self._harts or (mask << base) & ~self._all:
-            return None
-        return mask << base
 
     # -- chapters 9 and 10: harts and the system
 

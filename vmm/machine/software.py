@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 
-from vmm.errors import HostError, InternalError
+from vmm.errors import HostError
 from vmm.fabric.irq import Wire
 from vmm.machine import virt
 from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
 from vmm.machine.lifecycle import Outcome, Reason
-from vmm.machine.sbi import Fence, Park, Return, Suspend
+from vmm.machine.sbi import Park, Return, Suspend
 from vmm.vcpu.software import SoftwareBackend
 from vmm.vcpu.thread import Gate, VcpuThread
 
@@ -83,15 +83,6 @@ class SoftwareHarts:
         return {thread.name: {**thread.vcpu.statistics(), "exits": sum(thread.exits)} for thread in self._threads}
 
     # -- HartControl --------------------------------------------------------------------------------------------------
-
-    def send_ipi(self, mask: int) -> None:
-        raise InternalError("an IPI call was not served by generated code")
-
-    def remote_fence(self, kind: Fence, mask: int, start: int, size: int, asid: int) -> None:
-        raise InternalError("a fence call was not served by generated code")
-
-    def set_timer(self, hart: int, deadline: int) -> None:
-        raise InternalError("a timer call was not served by generated code")
 
     def start_hart(self, hart: int, pc: int, opaque: int) -> None:
         thread = self._threads[hart]

@@ -250,7 +250,6 @@ class Board:
         self._sbi = Sbi(
             harts=self.config.smp,
             states=self.hart_states,
-            control=self.harts,
             memory=self.ram,
             console=UartConsole(self.uart),
             power=self._power,

@@ -53,7 +53,9 @@ def define(native: Native) -> None:
         st.set("x", 0, A1)
         f.ret(1)
 
-    with f.if_(eid.eq(EID_TIME) & fid.eq(0)):
+    with f.if_(eid.eq(EID_TIME)):
+        with f.if_(fid.ne(0)):
+            answer(NOT_SUPPORTED)
         st.set("stimecmp", a0)
         native.call(st, "wake", f.const(POLL_IRQ, "i32"))
         answer(0)
