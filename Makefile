@@ -61,7 +61,7 @@ bench: $(VENV)/.bench test-tools
 	done
 
 docs: $(VENV)/.run
-	@set -e; for pages in tools/docs_*.py; do $(PY) $$pages; done
+	@set -e; for page in $(notdir $(basename $(wildcard tools/docs_*.py))); do $(PY) -m tools.$$page; done
 
 python-ft: $(VENV_FT)/.test
 	@$(PY_FT) -VV

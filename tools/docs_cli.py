@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
-from pathlib import Path
 
+from tools.pages import publish
 from vmm.cli.options import DESCRIPTION, EXAMPLES, GUESTS, KEYS, Guest, Option, groups
 from vmm.cli.status import MEANINGS
 from vmm.machine import lifecycle
 
-DOCS = Path(__file__).parents[1] / "docs"
 HEAD = f"""\
 # vmm-run
 
@@ -72,21 +70,5 @@ def cli_page() -> str:
     return "\n".join(parts)
 
 
-PAGES = {DOCS / "cli.md": cli_page, DOCS / "lifecycle.md": lifecycle.page}
-
-
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if a page is out of date")
-    check = parser.parse_args().check
-    stale = [path for path, page in PAGES.items() if not path.exists() or path.read_text() != page()]
-    for path in stale:
-        if check:
-            print(f"docs/{path.name} is out of date: run `make docs`", file=sys.stderr)
-        else:
-            path.write_text(PAGES[path]())
-    return int(check and bool(stale))
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish(__doc__, {"cli.md": cli_page, "lifecycle.md": lifecycle.page}))

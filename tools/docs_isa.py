@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable, Iterator
 from itertools import groupby
-from pathlib import Path
 
+from tools.pages import publish
 from vmm.isa.csr import CSRS, Csr
 from vmm.isa.encoding import Instruction
 from vmm.isa.table import BASE, COMPRESSED
 
-PAGE = Path(__file__).parents[1] / "docs" / "isa.md"
 HEAD = """\
 # Instructions and registers of a hart
 
@@ -85,18 +83,5 @@ def page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text() == page():
-            return 0
-        print(f"{PAGE.relative_to(PAGE.parents[1])} is out of date: run `make docs`", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish(__doc__, {"isa.md": page}))

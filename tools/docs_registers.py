@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib
 import pkgutil
 import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import vmm.devices
+from tools.pages import publish
 from vmm.devices.registers import Programmed, Register, register_page
 
-PAGE = Path(__file__).parents[1] / "docs" / "registers.md"
 HEAD = """\
 # Registers
 
@@ -36,18 +34,5 @@ def page() -> str:
     return HEAD + "\n".join(register_page(device) for device in programmed())
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--check", action="store_true", help="write nothing; exit 1 if the page is out of date")
-    if parser.parse_args().check:
-        if PAGE.exists() and PAGE.read_text() == page():
-            return 0
-        print(f"{PAGE.relative_to(PAGE.parents[1])} is out of date: run `make docs`", file=sys.stderr)
-        return 1
-    PAGE.parent.mkdir(exist_ok=True)
-    PAGE.write_text(page())
-    return 0
-
-
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(publish(__doc__, {"registers.md": page}))

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from vmm.cachedir import default_directory, private_directory
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.guests import apt, cache
 from vmm.guests.progress import Progress, TextProgress
@@ -116,7 +117,7 @@ def build(kept: Path, progress: Progress) -> Path:
     cache.require_space(kept, BUILD_SPACE)
     with cache.unfinished(kept) as scratch:
         tarball = SourceArchive(
-            cache.private_directory(scratch / "apt"), SUITE, ARCHITECTURE, progress, refresh=True
+            private_directory(scratch / "apt"), SUITE, ARCHITECTURE, progress, refresh=True
         ).download(PACKAGE, scratch)
         progress("Unpacking", None)
         with tarfile.open(tarball) as archive:
@@ -150,7 +151,7 @@ def _logged(command: list[str], directory: Path, log: Path) -> None:
 
 def find_or_make(progress: Progress) -> Path:
     """A free-threaded interpreter; ConfigError or HostError with one line where none is to be had."""
-    kept = cache.private_directory(cache.private_directory(cache.default_directory()) / "python-ft")
+    kept = private_directory(private_directory(default_directory()) / "python-ft")
     ways: list[Callable[[], Iterator[Path]]] = [on_path, lambda: built_before(kept), lambda: from_uv(progress)]
     for way in ways:
         for interpreter in way():

@@ -1,6 +1,6 @@
 """Draw what a command prints as an SVG of a terminal, for the README.
 
-    python -m tools.screenshot docs/pictures/demo.svg vmm-run demo
+python -m tools.screenshot docs/pictures/demo.svg vmm-run demo
 """
 
 from __future__ import annotations
@@ -30,7 +30,8 @@ def draw(command: str, output: str) -> str:
     )
     return "\n".join(
         [
-            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}">',
+            f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" '
+            f'width="{width}" height="{height}">',
             f'<rect width="{width}" height="{height}" rx="8" fill="#0d1117"/>',
             f'<rect width="{width}" height="{_BAR}" rx="8" fill="#21262d"/>{dots}',
             '<g font-family="ui-monospace, SFMono-Regular, Menlo, Consolas, monospace" font-size="13">',

@@ -167,6 +167,6 @@ def test_the_pages_of_the_documentation_are_up_to_date() -> None:
     import sys
 
     root = Path(__file__).parents[2]
-    check = [sys.executable, str(root / "tools" / "docs_cli.py"), "--check"]
+    check = [sys.executable, "-m", "tools.docs_cli", "--check"]
     done = subprocess.run(check, cwd=root, env={"PYTHONPATH": str(root)}, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")

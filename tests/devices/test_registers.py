@@ -93,6 +93,6 @@ def test_the_page_of_a_device_shows_each_row_and_its_bank():
 
 def test_the_page_in_the_docs_is_up_to_date():
     root = Path(__file__).parents[2]
-    command = [sys.executable, root / "tools" / "docs_registers.py", "--check"]
+    command = [sys.executable, "-m", "tools.docs_registers", "--check"]
     checked = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(root)})
     assert checked.returncode == 0, checked.stderr

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.guests.packages import FakeApt, deb
+from vmm.cachedir import default_directory, private_directory
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.guests import apt, cache
 from vmm.guests.apt import Source, archive, fetch, parse_deb822, parse_one_line
@@ -63,7 +64,7 @@ def host(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> FakeApt:
 
 def kept(host: FakeApt) -> list[str]:
     """Everything in the cache that was not there before a package was asked for."""
-    root = cache.default_directory()
+    root = default_directory()
     return sorted(path.name for path in root.rglob("*") if "thing" in path.name or path.name.startswith("."))
 
 
@@ -243,9 +244,9 @@ def test_what_a_killed_run_left_is_cleared(host: FakeApt) -> None:
 def test_the_cache_is_where_the_environment_says(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("XDG_CACHE_HOME", "relative")
-    assert cache.default_directory() == tmp_path / ".cache/vmm"
+    assert default_directory() == tmp_path / ".cache/vmm"
     monkeypatch.setenv("XDG_CACHE_HOME", "/elsewhere")
-    assert cache.default_directory() == Path("/elsewhere/vmm")
+    assert default_directory() == Path("/elsewhere/vmm")
 
 
 def test_every_directory_of_the_cache_is_private(host: FakeApt) -> None:
@@ -256,14 +257,14 @@ def test_every_directory_of_the_cache_is_private(host: FakeApt) -> None:
 def test_a_cache_that_others_can_write_to_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
     with pytest.raises(ConfigError, match="mode 0755, not 0700"):
-        cache.private_directory(tmp_path)
+        private_directory(tmp_path)
 
 
 def test_a_file_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     path.touch()
     with pytest.raises(ConfigError, match="cannot make"):
-        cache.private_directory(path)
+        private_directory(path)
 
 
 def test_a_link_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
@@ -271,11 +272,11 @@ def test_a_link_in_the_place_of_the_cache_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "cache"
     path.symlink_to("real")
     with pytest.raises(ConfigError, match="is not a directory"):
-        cache.private_directory(path)
+        private_directory(path)
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
 def test_a_cache_that_cannot_be_made_is_refused(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     with pytest.raises(ConfigError, match="set XDG_CACHE_HOME"):
-        cache.private_directory(tmp_path / "cache")
+        private_directory(tmp_path / "cache")

@@ -195,6 +195,6 @@ def test_csr_numbers_say_who_may_access_them() -> None:
 
 def test_the_page_of_the_docs_is_up_to_date() -> None:
     root = Path(__file__).parents[2]
-    command = [sys.executable, root / "tools" / "docs_isa.py", "--check"]
+    command = [sys.executable, "-m", "tools.docs_isa", "--check"]
     done = subprocess.run(command, env=os.environ | {"PYTHONPATH": str(root)}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

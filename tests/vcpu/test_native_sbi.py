@@ -55,9 +55,7 @@ def test_a_hart_mask_names_harts_from_its_base(backend: SoftwareBackend, mask: i
 
 
 @pytest.mark.parametrize(("mask", "base"), [(0b10000, 0), (0b10, 3), (1, 4), (1, ALL - 1), (ALL, 0), (ALL, 1 << 63)])
-def test_a_hart_mask_with_a_hart_that_does_not_exist_is_refused(
-    backend: SoftwareBackend, mask: int, base: int
-) -> None:
+def test_a_hart_mask_with_a_hart_that_does_not_exist_is_refused(backend: SoftwareBackend, mask: int, base: int) -> None:
     assert call(backend, IPI, 0, mask, base) == INVALID_PARAM
     assert call(backend, RFENCE, 1, mask, base) == INVALID_PARAM
     assert pending(backend) == 0

@@ -252,7 +252,7 @@ class Function:
         self.line(f"{ref} = {text}")
         return Val(self, ty, ref)
 
-    def value(self, x: Val | int | float, ty: str) -> Val:
+    def value(self, x: Val | float, ty: str) -> Val:
         """`x` itself, or the constant `x` of type `ty`."""
         if isinstance(x, Val):
             return x
@@ -461,13 +461,17 @@ class Function:
 
     # -- memory ---------------------------------------------------------------------------------------------------
 
-    def load(self, ty: str, ptr: Val, off: Val | int = 0, order: Ordering | None = None, align: int | None = None) -> Val:
+    def load(
+        self, ty: str, ptr: Val, off: Val | int = 0, order: Ordering | None = None, align: int | None = None
+    ) -> Val:
         where = ptr.offset(off)
         if order is None:
             return self.emit(ty, f"load {ty}, ptr {where.ref}, align {align or _BYTES[ty]}")
         return self.emit(ty, f"load atomic {ty}, ptr {where.ref} {order}, align {_BYTES[ty]}")
 
-    def store(self, value: Val, ptr: Val, off: Val | int = 0, order: Ordering | None = None, align: int | None = None) -> None:
+    def store(
+        self, value: Val, ptr: Val, off: Val | int = 0, order: Ordering | None = None, align: int | None = None
+    ) -> None:
         where = ptr.offset(off)
         if order is None:
             self.line(f"store {value.ty} {value.ref}, ptr {where.ref}, align {align or _BYTES[value.ty]}")
@@ -480,9 +484,7 @@ class Function:
     def cmpxchg(self, ptr: Val, expected: Val, new: Val) -> tuple[Val, Val]:
         """(value found, swapped?) of a sequentially consistent compare-exchange."""
         ty = expected.ty
-        pair = self.emit(
-            "pair", f"cmpxchg ptr {ptr.ref}, {ty} {expected.ref}, {ty} {new.ref} seq_cst seq_cst"
-        )
+        pair = self.emit("pair", f"cmpxchg ptr {ptr.ref}, {ty} {expected.ref}, {ty} {new.ref} seq_cst seq_cst")
         found = self.emit(ty, f"extractvalue {{ {ty}, i1 }} {pair.ref}, 0")
         done = self.emit("i1", f"extractvalue {{ {ty}, i1 }} {pair.ref}, 1")
         return found, done

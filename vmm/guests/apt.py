@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from vmm.cachedir import default_directory, private_directory
 from vmm.errors import ConfigError, HostError
 from vmm.guests import cache, deb
 from vmm.guests.progress import Progress, silent
@@ -186,7 +187,7 @@ class Archive:
     def fetch_file(self, package: str, member: str) -> Path:
         """One file of `package`, unpacked; `member` is its path in the package, like "usr/bin/qemu-riscv64"."""
         source = self.fetch(package)
-        directory = cache.private_directory(self.directory / "files") / source.stem
+        directory = private_directory(self.directory / "files") / source.stem
         final = directory / Path(member).name
         if final.exists():
             return final
@@ -205,7 +206,7 @@ class Archive:
 
     def fetch_tree(self, package: str) -> Path:
         """A directory with the files of `package` and of all that it depends on, as below "/", for `command()`."""
-        trees = cache.private_directory(self.directory / "trees")
+        trees = private_directory(self.directory / "trees")
         kept = sorted(trees.glob(f"{package}_*"))
         if kept and not self._refresh:
             return kept[-1]
@@ -330,8 +331,8 @@ def archive(
 
     Raises ConfigError (no apt, keyring or mirror; unusable cache) or HostError (download failed, disk full).
     """
-    root = cache.private_directory(cache.default_directory() if cache_dir is None else cache_dir.absolute())
-    directory = cache.private_directory(root / f"debian-{suite}-{architecture}")
+    root = private_directory(default_directory() if cache_dir is None else cache_dir.absolute())
+    directory = private_directory(root / f"debian-{suite}-{architecture}")
     with cache.exclusive(directory, progress):
         yield Archive(directory, suite, architecture, progress, refresh)
 

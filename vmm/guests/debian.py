@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from vmm.cachedir import private_directory
 from vmm.errors import HostError, VmmError
 from vmm.guests import cache, deb
 from vmm.guests.apt import Archive, archive
@@ -72,7 +73,7 @@ def prepare(cache_dir: Path | None = None, progress: Progress | None = None, ref
     """
     report = TextProgress() if progress is None else progress
     with archive(SUITE, ARCHITECTURE, cache_dir, report, refresh) as debian:
-        directory = cache.private_directory(debian.directory / "guests")
+        directory = private_directory(debian.directory / "guests")
         kept = sorted(directory.glob(f"{_recipe()}-*"), key=os.path.getmtime)
         if kept and not refresh:
             return _guest(kept[-1])

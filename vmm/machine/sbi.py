@@ -18,6 +18,7 @@ from typing import Any, Protocol
 from vmm.devices.saved import load_state, save_state
 from vmm.errors import SnapshotError
 from vmm.locks import Device, Locking, Rank, entry
+from vmm.machine.boot import GuestRam
 
 SPEC_VERSION = 2 << 24
 IMPLEMENTATION_ID = 0x76_6D6D
@@ -77,18 +78,6 @@ class Console(Protocol):
     def read(self, limit: int) -> bytes:
         """Up to `limit` bytes that have arrived, possibly none."""
         ...
-
-
-class GuestMemory(Protocol):
-    """The bytes of RAM, for the debug console. Addresses are physical and were checked against `base` and `size`."""
-
-    @property
-    def base(self) -> int: ...
-    @property
-    def size(self) -> int: ...
-    @property
-    def view(self) -> memoryview: ...
-    def written(self, gpa: int, length: int) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -193,7 +182,7 @@ class Sbi:
         *,
         harts: int,
         states: HartStates,
-        memory: GuestMemory,
+        memory: GuestRam,
         console: Console,
         power: Callable[[Power, int], None],
     ) -> None:
