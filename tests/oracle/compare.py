@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Protocol
 
 from tests.oracle.peers import Disagreement
@@ -38,19 +39,34 @@ def _run(peer: Peer, program: Program) -> Outcome:
         raise Disagreement(f"seed {program.seed}, {peer!r}: {e}") from e
 
 
-def shrink(block: Block, seed: int, oracle: Peer, subject: Peer) -> tuple[Block, bytes, bytes] | None:
-    """The fewest instructions of a block on which the two differ, best one, with both results; None if none do."""
-    prefixes = [Block(block.state, block.window, block.items[:n]) for n in range(1, len(block.items) + 1)]
-    program = Program(prefixes, seed)
-    wanted, got = oracle.run(program), subject.run(program)
-    n = wanted.first_difference(got)
-    if n is None:
+Found = tuple[Block, bytes, bytes]  # a block on which two differ, and both results
+
+
+def shrink(block: Block, seed: int, oracle: Peer, subject: Peer) -> Found | None:
+    """The fewest instructions of a block on which the two differ, best one; None if they only do in this place."""
+
+    def first(candidates: Sequence[Block]) -> Found | None:
+        program = Program(candidates, seed)
+        wanted, got = oracle.run(program), subject.run(program)
+        n = wanted.first_difference(got)
+        return None if n is None else (candidates[n], wanted.state(n), got.state(n))
+
+    items = block.items
+    found = first([replace(block, items=items[:n]) for n in range(1, len(items) + 1)])
+    if found is None:
         return None
-    before = wanted.state(n - 1) if n else block.state
-    alone = Block(before, block.window, (block.items[n],))
-    program = Program([alone], seed)
-    a, b = oracle.run(program).state(0), subject.run(program).state(0)
-    return (alone, a, b) if a != b else (prefixes[n], wanted.state(n), got.state(n))
+    *before, last = found[0].items
+    program = Program([replace(block, items=tuple(before))], seed)
+    alone = first([Block(oracle.run(program).state(0), block.window, (last,))])
+    if alone is not None:
+        return alone
+    while len(found[0].items) > 1:  # it takes more than one: leave out each in turn
+        items = found[0].items
+        fewer = first([replace(block, items=items[:n] + items[n + 1 :]) for n in range(len(items))])
+        if fewer is None:
+            break
+        found = fewer
+    return found
 
 
 def explain(program: Program, block: int, wanted: Outcome, got: Outcome, oracle: Peer, subject: Peer) -> str:

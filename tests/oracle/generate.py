@@ -14,7 +14,7 @@ U64 = (1 << 64) - 1
 FFLAGS, FRM, FCSR = 1, 2, 3
 
 _PRIVILEGED = frozenset({"ecall", "ebreak", "c.ebreak", "mret", "sret", "wfi", "sfence.vma"})
-_BLOCKS = frozenset({"cbo.inval", "cbo.clean", "cbo.flush", "cbo.zero"})
+BLOCKS = frozenset({"cbo.inval", "cbo.clean", "cbo.flush", "cbo.zero"})
 _GADGETS = frozenset({"lr.w", "lr.d", "sc.w", "sc.d", "auipc", "c.addi16sp"})
 _IN_GADGETS = Flag.BRANCH | Flag.JAL | Flag.JALR | Flag.CSR
 _MEMORY = Flag.LOAD | Flag.STORE | Flag.AMO
@@ -92,12 +92,18 @@ class Pools:
 
     def __init__(self, r: random.Random) -> None:
         self._r = r
-        self.integers = self._pack(
-            r.choice(INTEGERS) if r.random() < 0.5 else r.getrandbits(64) >> r.randrange(64) for _ in range(self.SIZE)
-        )
+        self.integers = self._pack(self._integer() for _ in range(self.SIZE))
         singles, doubles = list(_Format(r, 32, 23).runs(self.SIZE)), list(_Format(r, 64, 52).runs(self.SIZE))
         mixed = [r.choice(pair) for pair in zip(singles, doubles, strict=True)]
         self.floats = {"s": self._pack(singles), "d": self._pack(doubles), "mixed": self._pack(mixed)}
+
+    def _integer(self) -> int:
+        r = self._r
+        kind = r.random()
+        if kind < 0.45:
+            return r.choice(INTEGERS)
+        bits = r.getrandbits(64) >> (r.randrange(64) if kind < 0.75 else 0)
+        return bits ^ U64 if kind < 0.6 else bits
 
     def _pack(self, values: Iterable[int]) -> bytes:
         return struct.pack(f"<{self.SIZE}Q", *values)
@@ -149,8 +155,9 @@ class Generator:
     def __init__(self, seed: int, without: Iterable[str] = ()) -> None:
         self._r = r = random.Random(seed)
         self._pools = Pools(r)
-        skipped = _PRIVILEGED | _BLOCKS | _GADGETS | set(without)
-        rows = [Row(i) for name, i in INSTRUCTIONS.items() if name not in skipped and not i.flags & _IN_GADGETS]
+        skipped = _PRIVILEGED | set(without)
+        single = INSTRUCTIONS.keys() - skipped - BLOCKS - _GADGETS
+        rows = [Row(i) for name, i in INSTRUCTIONS.items() if name in single and not i.flags & _IN_GADGETS]
         self._inner = [row for row in rows if not (row.size or row.is_fp)]
         # In a block of singles, instructions on doubles would see little but NaNs.
         self._rows = {
@@ -161,6 +168,9 @@ class Generator:
             self._skip, self._skip_compressed, self._link, self._indirect, self._backward, self._loop, self._reserved,
             self._lone_sc, self._fcsr, self._upper, self._move_sp,
         ]  # fmt: skip
+        self._cache_blocks = sorted(BLOCKS - skipped)
+        if self._cache_blocks:
+            self._gadgets.append(self._cache_block)
 
     # -- blocks -------------------------------------------------------------------------------------------------------
 
@@ -255,6 +265,7 @@ class Generator:
         raise AssertionError(f"no encoding of {row.name}")
 
     def _draw(self, row: Row) -> dict[str, int] | None:
+        """Operands, which may not be encodable: the same register twice more often than by chance."""
         r = self._r
         operands: dict[str, int] = {}
         if row.size:
@@ -266,7 +277,7 @@ class Generator:
             if name in operands:
                 continue
             if name != "rd":
-                operands[name] = self._source(fp, short)
+                operands[name] = operands.get("rs1", 0) if r.random() < 0.08 else self._source(fp, short)
             elif row.reads_rd and not short and r.random() < 0.5 and not fp:
                 unread = [n for n in self._unread[False] if n not in self._kept]
                 operands[name] = r.choice(unread) if unread else self._target(fp, short)
@@ -429,6 +440,11 @@ class Generator:
         if others and r.random() < 0.5:
             return (op("lr.d", rd=self._target(False, False), rs1=r.choice(others)), store)
         return (dropped, store) if r.random() < 0.5 else (store,)
+
+    def _cache_block(self) -> Item:
+        """Half of a window is a cache block, and any address in it names it."""
+        inside = [n for n, at in self._pointers.items() if self._window <= at < self._window + WINDOW_SIZE]
+        return (op(self._r.choice(self._cache_blocks), rs1=self._r.choice(inside)),)
 
     def _inside(self, address: int) -> bool:
         return self._window <= address <= self._window + WINDOW_SIZE - 8

@@ -10,6 +10,7 @@ import tempfile
 from pathlib import Path
 from typing import Final
 
+from tests.oracle.generate import BLOCKS
 from tests.oracle.program import END, OUTPUTS, SCRATCH, SCRATCH_PAGES, STATE, Outcome, Program, code, op
 from vmm.errors import VmmError
 from vmm.fabric.clock import Clock
@@ -34,10 +35,11 @@ class Qemu:
         self._program: Final = program
         told = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
         self.version: Final = tuple(int(n) for n in told.split()[2].split("."))
-        self.has_cache_blocks: Final = self.version >= (8, 0)
-        # Before 8.0 it counts the zeros of the high word too.
-        self.without: Final = frozenset() if self.version >= (8, 0) else frozenset({"ctzw"})
-        self._cpu = "rv64,zba=on,zbb=on,zbs=on" + (",zicbom=on,zicboz=on" if self.has_cache_blocks else "")
+        new = self.version >= (8, 0)
+        # In user mode it has cbo.zero alone of the cache block instructions. Before 8.0 not even that, and ctzw counts
+        # the zeros of the high word too.
+        self.without: Final = BLOCKS - {"cbo.zero"} if new else BLOCKS | {"ctzw"}
+        self._cpu = "rv64,zba=on,zbb=on,zbs=on" + (",zicboz=on" if new else "")
 
     def __repr__(self) -> str:
         return f"QEMU {'.'.join(map(str, self.version))}"
@@ -109,6 +111,8 @@ class Here:
         v.set_csr("mtvec", self._HANDLER)
         v.set_csr("mscratch", self._DOOR)
         v.set_csr("mstatus", self._FS)
+        for name in ("menvcfg", "senvcfg"):
+            v.set_csr(name, v.csr(name) | 0xF0)  # cache block instructions
         self._moved = {}
         if self.mode != "bare":
             self._map(program)

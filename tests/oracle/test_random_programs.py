@@ -70,7 +70,6 @@ def test_every_instruction_of_user_mode_is_generated() -> None:
     seen = {w for seed in (1, 2) for b in Generator(seed).blocks(PER_SEED) for item in b.items for w in item}
     names = {insn.name for insn in map(decode, seen) if insn is not None}
     elsewhere = {"ecall", "ebreak", "c.ebreak", "mret", "sret", "wfi", "sfence.vma"}
-    elsewhere |= {"cbo.inval", "cbo.clean", "cbo.flush", "cbo.zero"}
     assert names == set(INSTRUCTIONS) - elsewhere
 
 
@@ -100,7 +99,7 @@ class Wrong:
 
 def test_a_difference_is_shrunk_to_the_instruction_that_makes_it(here: Here) -> None:
     with pytest.raises(Disagreement) as caught:
-        check(Generator(3).blocks(2000), 1, here, Wrong(here, "mulh", "mulhu"))
+        check(Generator(3).blocks(5000), 1, here, Wrong(here, "mulh", "mulhu"))
     report = str(caught.value)
     assert report.startswith("seed 1, block ")
     assert len(re.findall(r"(?m)^    [0-9a-f]{8}  ", report)) == 1
