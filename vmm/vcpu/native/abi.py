@@ -14,6 +14,7 @@ Everything else is a plain C function on `st`, called from slow paths.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import ClassVar
 
 from vmm.codegen.ir import Function, Module, Prototype, Ref, Val
@@ -49,6 +50,12 @@ class Frame:
     def call(self, name: str, *args: Val | int) -> Val:
         """Call a plain function on this hart."""
         return self.f.call(self.native.protos[name], self.st.ptr, *args)
+
+    def behind(self, length: int) -> Frame:
+        """The same frame at the record behind an instruction of `length` bytes."""
+        moved = copy(self)
+        moved.ip = self.ip.offset(length // 2 * RECORD)
+        return moved
 
     def dispatch(self, ip: Val, n: Val) -> None:
         """Continue with the record at `ip`."""
@@ -127,7 +134,8 @@ class Native:
         "remote_fence": ("void", ("i64", "i64")),
         "hart_in": ("i1", ("i64", "i64", "i64")),
         # decoder.py
-        "decode": ("void", ("ptr", "i64", "i64", "i64")),
+        "decode": ("i64", ("ptr", "i64", "i64", "i64")),
+        "fuse": ("void", ("ptr", "i64", "i64")),
     }
 
     #: Continuations: where a handler can go other than to the next record.

@@ -10,12 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from vmm.codegen.ir import Function, Val
+from vmm.codegen.ir import Function, Ref, Val
 from vmm.isa.encoding import BitField, Flag, Instruction
 from vmm.isa.table import BASE, COMPRESSED
 from vmm.vcpu.layout import (
     EXEC,
-    HANDLER_TABLE,
     ILLEGAL,
     PAGE,
     PAGE_END,
@@ -110,25 +109,14 @@ def _rows() -> list[tuple[Instruction, int, Variant]]:
 #: Every instruction handler: (32-bit instruction, its length in memory, variant).
 HANDLERS = _rows()
 
-#: Names of all handlers, in the order of the table that `SHARED.handlers` points to.
-HANDLER_NAMES = [*(f"h_{name}" for name in _SPECIAL), *(handler_name(*row) for row in HANDLERS)]
-
-_INDEX = {name: i for i, name in enumerate(HANDLER_NAMES)}
+#: Number of each of these handlers and of the special ones in the table of handler addresses; `fusion` has the rest.
+_PLAIN = [*(f"h_{name}" for name in _SPECIAL), *(handler_name(*row) for row in HANDLERS)]
+INDEX = {name: i for i, name in enumerate(_PLAIN)}
 
 
 def define(native: Native) -> None:
-    _table(native)
     _decode(native)
     _special(native)
-
-
-def _table(native: Native) -> None:
-    """fill_handlers(table): the address of every handler, in the order of `HANDLER_NAMES`."""
-    assert 4 * len(HANDLER_NAMES) <= HANDLER_TABLE
-    f = native.m.function("fill_handlers", "void", [("table", "ptr")])
-    for i, name in enumerate(HANDLER_NAMES):
-        f.store(Val(f, "i64", f"ptrtoint (ptr @{name} to i64)").trunc("i32"), f.args[0], 4 * i)
-    f.ret()
 
 
 def _extract(f: Function, word: Val, field: BitField) -> Val:
@@ -143,7 +131,7 @@ def _extract(f: Function, word: Val, field: BitField) -> Val:
 
 
 def _decode(native: Native) -> None:
-    """(st, record, instruction, its byte offset in the page, 1: far targets only)"""
+    """(st, record, instruction, its byte offset in the page, 1: far targets only) -> number of the handler"""
     f, st, (record, word, offset, only_far) = native.plain("decode")
     table = shared_of(st).get("handlers")
     illegal = f.label("illegal")
@@ -151,7 +139,7 @@ def _decode(native: Native) -> None:
     def commit(operands: Val, index: Val) -> None:
         f.store(operands.trunc("i32"), record, 4, order="monotonic")
         f.store(f.load("i32", table, index << 2), record, 0, order="release")
-        f.ret()
+        f.ret(index)
 
     def leaf(insn: Instruction) -> None:
         packed = f.const(0)
@@ -169,10 +157,10 @@ def _decode(native: Native) -> None:
             near = near & (offset + values["imm"]).ltu(PAGE)
         found = Found(values, near)
         *special, default = variants(insn.base)
-        index = f.const(_INDEX[handler_name(insn.base, insn.length, default)])
+        index = f.const(INDEX[handler_name(insn.base, insn.length, default)])
         for variant in reversed(special):
             assert variant.when is not None
-            number = _INDEX[handler_name(insn.base, insn.length, variant)]
+            number = INDEX[handler_name(insn.base, insn.length, variant)]
             index = f.select(variant.when(found), f.const(number), index)
         commit(packed, index)
 
@@ -207,28 +195,32 @@ def _decode(native: Native) -> None:
     commit(f.const(0), f.const(ILLEGAL))
 
 
+def fetch(native: Native, st: Ref, record: Val, offset: Val, at: Val) -> Val:
+    """The instruction (i64) at byte `at` of the page in which `record` is that of byte `offset`. Of one that straddles
+    the page's end only the first half."""
+    f = st.f
+    header = record.offset(-((offset << 2) + RECORDS_HEADER))
+    # Say which chunks hold code first, read them after: see memory.py about the order.
+    page = f.load("i64", header, 8)
+    chunks = (f.const(1) << (at >> 6)) | (f.const(1) << f.min_u((at + 3) >> 6, f.const(63)))
+    f.rmw("or", shared_of(st).get("code_masks").offset(page << 3), chunks)
+    host = (f.load("i64", header, 0) + at).to_ptr()
+    word = f.var("i64", f.load("i16", host, order="seq_cst").zext())
+    with f.if_((word.get() & 3).eq(3) & at.ltu(PAGE - 2)):
+        word.set(word.get() | (f.load("i16", host, 2, order="monotonic").zext() << 16))
+    return word.get()
+
+
 def _special(native: Native) -> None:
     # The first execution of an instruction: decode it, then run it.
     h = native.frame("h_undecoded")
     f, st, pc = h.f, h.st, h.pc
     offset = pc & (PAGE - 1)
-    header = h.ip.offset(-((offset << 2) + RECORDS_HEADER))
-    page = f.load("i64", header, 8)
-    shared = h.shared()
-    # Say which chunks hold code first, read them after: see memory.py about the order.
-    last = f.min_u((offset + 3) >> 6, f.const(63))
-    chunks = (f.const(1) << (offset >> 6)) | (f.const(1) << last)
-    f.rmw("or", shared.get("code_masks").offset(page << 3), chunks)
-    at = (f.load("i64", header, 0) + offset).to_ptr()
-    low = f.load("i16", at, order="seq_cst").zext()
-    with f.if_((low & 3).ne(3)):
-        h.call("decode", h.ip, low, offset, 0)
+    word = fetch(native, st, h.ip, offset, offset)
+    with f.if_(offset.eq(PAGE - 2) & (word & 3).eq(3)):
+        f.store(f.load("i32", h.shared().get("handlers"), 4 * STRADDLING), h.ip, 0, order="release")
         h.dispatch(h.ip, h.n)
-    with f.if_(offset.eq(PAGE - 2)):
-        f.store(f.load("i32", shared.get("handlers"), 4 * STRADDLING), h.ip, 0, order="release")
-        h.dispatch(h.ip, h.n)
-    word = low | (f.load("i16", at, 2, order="monotonic").zext() << 16)
-    h.call("decode", h.ip, word, offset, 0)
+    h.call("fuse", h.ip, offset, h.call("decode", h.ip, word, offset, 0))
     h.dispatch(h.ip, h.n)
 
     # Behind the last record of a page: on to the next page.

@@ -13,10 +13,12 @@ from __future__ import annotations
 from vmm.codegen.ir import Prototype, Val
 from vmm.isa.context import AmoOp, CsrOp, SystemOp
 from vmm.isa.encoding import Flag, Instruction
-from vmm.vcpu.layout import FAULT_EXIT, PRV_M, PRV_S, PRV_U, READ, Cause, Exit
-from vmm.vcpu.native.abi import Frame, Native
+from vmm.isa.table import BASE
+from vmm.vcpu.layout import FAULT_EXIT, HANDLER_TABLE, PRV_M, PRV_S, PRV_U, READ, Cause, Exit
+from vmm.vcpu.native.abi import HANDLER_CC, HANDLER_PARAMS, Frame, Native
 from vmm.vcpu.native.csr import FS, IRQ_STATE, read_mxcsr, rounding_control, write_mxcsr
-from vmm.vcpu.native.decoder import HANDLERS, Variant, handler_name
+from vmm.vcpu.native.decoder import HANDLERS, INDEX, Variant, handler_name
+from vmm.vcpu.native.fusion import FUSED, Pair
 from vmm.vcpu.native.memory import ADDEND, PAGE_MASK, RTAG, WTAG, tlb_index
 
 _ATOMIC_TYPE = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
@@ -28,12 +30,9 @@ _MEMORY = Flag.LOAD | Flag.STORE | Flag.AMO
 
 
 def define(native: Native) -> None:
-    twins: dict[str, Prototype] = {}
+    twins = _Twins(native)
     for insn, length, variant in HANDLERS:
-        twin = None
-        if insn.flags & (_MEMORY | Flag.FP):
-            name = handler_name(insn, length, Variant()).replace("h_", "s_", 1)
-            twin = twins.get(name) or twins.setdefault(name, _twin(native, insn, length, name))
+        twin = twins.of(insn, length)
         h = native.frame(handler_name(insn, length, variant))
         n = h.n - 1
         with h.f.if_(n.lts(0), likely=False):
@@ -48,17 +47,60 @@ def define(native: Native) -> None:
                 h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
             h.st.set("mstatus", h.st.get("mstatus") | FS)
         Interpreted(h, insn, length, n, variant, twin).run()
+    for pair, variant in FUSED:
+        _fused(native, twins, pair, variant)
+    _table(native)
 
 
-def _twin(native: Native, insn: Instruction, length: int, name: str) -> Prototype:
-    """The slow twin: the same instruction, already counted, over the functions that can fail."""
-    h = native.frame(name)
-    c = Slow(h, insn, length, h.n, Variant(), twin=None)
-    if insn.flags & Flag.FP:
-        c.run_fp()
-    else:
-        c.run()
-    return h.f.proto
+class _Twins:
+    """The slow twins, made when first asked for."""
+
+    def __init__(self, native: Native) -> None:
+        self._native = native
+        self._made: dict[str, Prototype] = {}
+
+    def of(self, insn: Instruction, length: int) -> Prototype | None:
+        """The same instruction, already counted, over the functions that can fail; None if it cannot."""
+        if not insn.flags & (_MEMORY | Flag.FP):
+            return None
+        name = handler_name(insn, length, Variant()).replace("h_", "s_", 1)
+        if name not in self._made:
+            h = self._native.frame(name)
+            self._made[name] = h.f.proto
+            c = Slow(h, insn, length, h.n, Variant(), twin=None)
+            if insn.flags & Flag.FP:
+                c.run_fp()
+            else:
+                c.run()
+        return self._made[name]
+
+
+def _fused(native: Native, twins: _Twins, pair: Pair, variant: Variant) -> None:
+    """Both instructions of a pair. Near a slice's end the first runs alone, by its plain handler."""
+    first, second = BASE[pair.first], BASE[pair.second]
+    h = native.frame(pair.name(variant))
+    n = h.n - 2
+    with h.f.if_(n.lts(0), likely=False):
+        plain = handler_name(first, pair.first_length, Variant())
+        h.f.tail(native.m.proto(plain, "void", HANDLER_PARAMS, HANDLER_CC), h.st.ptr, h.ip, h.n, h.tlb)
+    result = Interpreted(h, first, pair.first_length, h.n - 1, Variant(), twins.of(first, pair.first_length)).compute()
+    c = Interpreted(
+        h.behind(pair.first_length), second, pair.second_length, n, variant, twins.of(second, pair.second_length)
+    )
+    if pair.via:
+        assert result is not None
+        c.known[pair.via] = result
+    c.run()
+
+
+def _table(native: Native) -> None:
+    """fill_handlers(table): the address of every handler, at its number."""
+    names = [*INDEX, *(pair.name(variant) for pair, variant in FUSED)]
+    assert 4 * len(names) <= HANDLER_TABLE
+    f = native.m.function("fill_handlers", "void", [("table", "ptr")])
+    for i, name in enumerate(names):
+        f.store(Val(f, "i64", f"ptrtoint (ptr @{name} to i64)").trunc("i32"), f.args[0], 4 * i)
+    f.ret()
 
 
 class Interpreted:
@@ -74,6 +116,7 @@ class Interpreted:
         self.n = n
         self.variant = variant
         self.twin = twin
+        self.known: dict[str, Val] = {}  # operands that need not be read
         self._taken: Val | None = None  # condition of a branch
         self._target: Val | None = None  # of jal (relative) and jalr (absolute)
 
@@ -81,10 +124,15 @@ class Interpreted:
 
     def run(self) -> None:
         """Semantics, result, and on to wherever control goes next."""
+        self.compute()
+        self._leave()
+
+    def compute(self) -> Val | None:
+        """Semantics and result, which is also returned."""
         result = self.insn.semantics(self)
         if result is not None:
             self.h.f.store(result, self._register(self._slot("rd")))
-        self._leave()
+        return result
 
     def _leave(self) -> None:
         h, f = self.h, self.f
@@ -138,6 +186,8 @@ class Interpreted:
     def _read(self, operand: str) -> Val:
         if operand in self.variant.zero:
             return self.f.const(0)
+        if operand in self.known:
+            return self.known[operand]
         return self.f.load("i64", self._register(self._slot(operand)))
 
     @property
