@@ -40,7 +40,7 @@ def image(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def drivers(bench: VirtioBench, disk: RawImage) -> list[Driver]:
     line = FakeLine()
-    console = bench.make(VirtioConsole, line=line)
+    console = bench.make(VirtioConsole, clock=bench.clock, line=line)
     line.connect(console.device)
     return [
         bench.make(VirtioBlk, disk=disk, workers=bench.workers),

@@ -258,14 +258,14 @@ def test_a_reset_while_quiet_stays_quiet_until_resumed(driver: Driver) -> None:
 def test_a_restored_device_goes_on_where_the_saved_one_was(disk: RawImage) -> None:
     with VirtioBench() as bench:
         line = FakeLine()
-        driver = bench.make(VirtioConsole, line=line)
+        driver = bench.make(VirtioConsole, clock=bench.clock, line=line)
         _, transmit = driver.start(size=4)
         for text in (b"a", b"b", b"c"):
             transmit.call([text])
         transmit.add([b"d"])
         transmit.publish()  # and the doorbell's ring is lost with the old machine
         saved = driver.device.save()
-        twin = bench.make(VirtioConsole, line=line)
+        twin = bench.make(VirtioConsole, clock=bench.clock, line=line)
         driver.write("Status", 0)
         assert not bench.wire.level
         twin.device.restore(saved)

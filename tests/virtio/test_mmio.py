@@ -27,7 +27,7 @@ from vmm.testing.virtio_driver import BASE, Driver, VirtioBench
 @pytest.fixture(params=["device", "bql"])
 def driver(request: pytest.FixtureRequest) -> Iterator[Driver]:
     with VirtioBench(policy=request.param) as bench:
-        yield bench.make(VirtioConsole, line=FakeLine(), size=(80, 25))
+        yield bench.make(VirtioConsole, clock=bench.clock, line=FakeLine(), size=(80, 25))
 
 
 # -- identification ----------------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 import pytest
 
 from vmm.devices.virtio.balloon import DEFLATE_ON_OOM, TAGS, VirtioBalloon
-from vmm.devices.virtio.console import EMERG_WRITE, SIZE, VirtioConsole
+from vmm.devices.virtio.console import EMERG_WRITE, PATIENCE, SIZE, VirtioConsole
 from vmm.devices.virtio.device import DRIVER_OK, NEEDS_RESET
 from vmm.devices.virtio.rng import LARGEST, VirtioRng
 from vmm.errors import ConfigError
@@ -70,7 +70,7 @@ def line() -> FakeLine:
 
 @pytest.fixture
 def console(bench: VirtioBench, line: FakeLine) -> Driver:
-    driver = bench.make(VirtioConsole, line=line)
+    driver = bench.make(VirtioConsole, clock=bench.clock, line=line)
     line.connect(driver.device)
     return driver
 
@@ -122,6 +122,42 @@ def test_a_line_that_congests_on_the_way_stops_the_output_there(console: Driver,
     assert len(transmit.collect()) == 3
 
 
+def test_a_line_that_nobody_reads_does_not_hold_up_the_guest_for_ever(console: Driver, line: FakeLine) -> None:
+    clock = console.bench.clock
+    _, transmit = console.start()
+    line.congested = True
+    transmit.add([b"lost"])
+    transmit.kick()
+    clock.advance(PATIENCE - 1)
+    assert transmit.collect() == []
+    clock.advance(1)
+    assert len(transmit.collect()) == 1
+    transmit.call([b"lost too"])
+    assert (line.sent, line.lost_bytes) == (b"", 12)
+    line.relieve()
+    transmit.call([b"heard"])
+    assert (line.sent, line.lost_bytes) == (b"heard", 12)
+
+
+def test_each_congestion_is_waited_for_anew(console: Driver, line: FakeLine) -> None:
+    clock = console.bench.clock
+    _, transmit = console.start()
+    for _ in range(3):
+        line.congested = True
+        transmit.add([b"."])
+        transmit.kick()
+        clock.advance(PATIENCE - 1)
+        line.relieve()
+        console.bench.run()
+    assert (line.sent, line.lost_bytes) == (b"...", 0)
+    clock.advance(2 * PATIENCE)
+    line.congested = True
+    transmit.add([b"!"])
+    transmit.kick()
+    clock.advance(PATIENCE - 1)
+    assert line.lost_bytes == 0
+
+
 def test_input_fills_the_drivers_buffers(console: Driver, line: FakeLine) -> None:
     receive, _ = console.start()
     first, second = receive.add([], [4, 4]), receive.add([], [16])
@@ -135,7 +171,7 @@ def test_input_fills_the_drivers_buffers(console: Driver, line: FakeLine) -> Non
 
 def test_input_waits_for_the_driver_and_its_buffers(bench: VirtioBench) -> None:
     line = Chardev("test", bench.home)
-    console = bench.make(VirtioConsole, line=line)
+    console = bench.make(VirtioConsole, clock=bench.clock, line=line)
     line.connect(console.device)
     line.send(b"early")
     bench.run()
@@ -158,8 +194,8 @@ def test_emergency_output_needs_no_driver(console: Driver, line: FakeLine) -> No
 
 
 def test_the_size_of_the_terminal_is_a_feature_only_if_it_is_known(bench: VirtioBench, line: FakeLine) -> None:
-    assert not bench.make(VirtioConsole, line=line).offered() & SIZE
-    sized = bench.make(VirtioConsole, line=line, size=(100, 40))
+    assert not bench.make(VirtioConsole, clock=bench.clock, line=line).offered() & SIZE
+    sized = bench.make(VirtioConsole, clock=bench.clock, line=line, size=(100, 40))
     assert sized.offered() & SIZE
     assert (sized.config(0, 2), sized.config(2, 2), sized.config(4, 4)) == (100, 40, 1)
 

@@ -292,7 +292,8 @@ class Board:
             )
         if console is not None:
             window = next(slots)
-            port = make(VirtioConsole, "console", dma=dma, wire=self.harts.line(window.irq), home=io, line=console)
+            wire = self.harts.line(window.irq)
+            port = make(VirtioConsole, "console", dma=dma, wire=wire, home=io, clock=self.clock, line=console)
             console.connect(port)
             yield place(port, window)
         if self.config.rng:

@@ -31,7 +31,7 @@ from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Posts
 from vmm.locks import Locking
-from vmm.testing.fakes import FakeIoThread, FakeWire
+from vmm.testing.fakes import FakeClock, FakeIoThread, FakeWire
 
 BASE: Final = 0x8000_0000
 DESCRIPTOR: Final = Struct("<QIHH")
@@ -69,6 +69,7 @@ class VirtioBench:
         self.dma = Dma(self.ram)
         self.wire = FakeWire()
         self.home = FakeIoThread()
+        self.clock = FakeClock(self.home)
         self.workers = FakeWorkers()
         self.locking = Locking(policy, checked)
         self._devices: list[VirtioDevice] = []

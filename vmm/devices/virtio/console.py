@@ -1,4 +1,8 @@
-"""A console with one port (virtio 1.2, 5.3)."""
+"""A console with one port (virtio 1.2, 5.3).
+
+Linux sends to a console port with its spinlocks taken, and spins until the device has used the buffer: a hart waits for
+the host's reader, and soon the others wait for that hart. So a congested line is waited for, but not for ever.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from typing import ClassVar, Final, Protocol
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.queue import Chain
 from vmm.errors import GuestError
+from vmm.fabric.clock import Clock
 from vmm.fabric.dma import Dma
 from vmm.fabric.doorbell import Home
 from vmm.fabric.irq import Wire
@@ -23,6 +28,8 @@ TRANSMIT: Final = 1
 
 EMERGENCY: Final = 8
 """Offset of `emerg_wr` in the configuration."""
+PATIENCE: Final = 5_000_000_000
+"""Nanoseconds of guest time for which a line may stay congested. Linux complains of a stalled hart after 20 s."""
 LARGEST: Final = 1 << 20
 """Bytes that the driver may send in one chain; Linux sends a page."""
 
@@ -39,13 +46,20 @@ class Line(Protocol):
     def put(self, data: bytes) -> None:
         """Send `data`."""
 
+    def lost(self, count: int) -> None:
+        """`count` bytes were not sent, since nobody took those before."""
+
     def input_ready(self) -> None:
         """There is room again after `receive` took less than it was offered."""
 
 
 class VirtioConsole(VirtioDevice):
-    """Bytes both ways. Output waits in the driver's ring while the line is congested, and input waits in the line while
-    the driver has no buffer for it."""
+    """Bytes both ways. Input waits in the line while the driver has no buffer for it. Output waits in the driver's ring
+    while the line is congested; when that has lasted for `PATIENCE`, output is lost, and counted, until it ends.
+
+    Losers: losing output at once, as QEMU does, breaks off a log that a pipe's reader takes in its own time; waiting
+    without end leaves a guest hanging whose console nobody reads.
+    """
 
     kind: ClassVar = "virtio-console"
     device_id: ClassVar = 3
@@ -59,6 +73,7 @@ class VirtioConsole(VirtioDevice):
         dma: Dma,
         wire: Wire,
         home: Home,
+        clock: Clock,
         line: Line,
         size: tuple[int, int] | None = None,
     ) -> None:
@@ -67,7 +82,11 @@ class VirtioConsole(VirtioDevice):
         super().__init__(name, locking, dma=dma, wire=wire, home=home, features=features)
         # -- wiring
         self._line = line
+        self._clock = clock
         self._size = size or (0, 0)
+        # Home thread only: whether the line is being waited for, and whether that has lasted too long.
+        self._waiting = self._losing = False
+        self._timer = clock.timer(self.lose_patience, f"{name} line congested")
 
     # -- doors for the host's side ------------------------------------------------------------------------------------
 
@@ -101,6 +120,14 @@ class VirtioConsole(VirtioDevice):
     @lockfree("`serve` takes the lock")
     def output_ready(self) -> None:
         """The line is not congested any more."""
+        self._timer.cancel()
+        self._waiting = self._losing = False
+        self.serve(TRANSMIT)
+
+    @lockfree("`serve` takes the lock")
+    def lose_patience(self) -> None:
+        """The line has been congested for too long."""
+        self._losing = self._line.congested
         self.serve(TRANSMIT)
 
     @entry
@@ -118,15 +145,22 @@ class VirtioConsole(VirtioDevice):
             self._line.input_ready()
             return
         more = True
-        while more and not self._line.congested:
+        while more and (self._losing or not self._line.congested):
             more = self.serve_some(TRANSMIT, 1)
+        if self._line.congested and not self._waiting:
+            self._waiting = True
+            self._timer.arm(self._clock.now() + PATIENCE)
 
     @lockfree("runs between take and hand-back; touches guest memory and the line only")
     def handle(self, index: int, chain: Chain) -> int:
         length = sum(size for _, size in chain.readable)
         if chain.writable or length > LARGEST:
             raise GuestError(f"console output of {length} bytes with {len(chain.writable)} buffers to write to")
-        self._line.put(b"".join(self._dma.read(*part) for part in chain.readable))
+        data = b"".join(self._dma.read(*part) for part in chain.readable)
+        if self._losing:
+            self._line.lost(length)
+        else:
+            self._line.put(data)
         return 0
 
     @lockfree("runs between take and hand-back; touches guest memory only")
