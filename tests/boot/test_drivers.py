@@ -151,7 +151,7 @@ def test_memory_goes_to_the_balloon_and_comes_back(running: Running) -> None:
     total = "$(sed -n 's/MemTotal: *//p' /proc/meminfo | cut -d ' ' -f 1)"
     before = int(run(f"echo {total}"))
     # memory that the guest has used and no longer needs: the host holds pages for it
-    run("head -c 150000000 /dev/zero >/tmp/much; rm /tmp/much; echo 3 >/proc/sys/vm/drop_caches")
+    run("dd if=/dev/zero of=/tmp/much bs=1M count=150 2>/dev/null; rm /tmp/much; echo 3 >/proc/sys/vm/drop_caches")
     held = os.fstat(ram.fd).st_blocks * 512
     size = 256 << 20
     balloon.set_target(size)
@@ -165,4 +165,4 @@ def test_memory_goes_to_the_balloon_and_comes_back(running: Running) -> None:
     balloon.set_target(0)
     run(f"until [ {total} -ge {before} ]; do usleep 20000; done")
     assert balloon.given() == 0
-    run("head -c 150000000 /dev/zero >/tmp/much; rm /tmp/much")
+    run("dd if=/dev/zero of=/tmp/much bs=1M count=150 2>/dev/null; rm /tmp/much")
