@@ -207,12 +207,12 @@ def test_resets_race_with_work_and_the_device_survives(disk: RawImage) -> None:
     assert driver.read("Status") == 0
     assert rings
     workers.stop()
+    driver.device.close()
     io.stop()
     assert bench.locking.checker is not None
     assert bench.locking.checker.reports == []
     assert driver.device.statistics().guest_errors == 0
-    with bench:
-        pass
+    bench.ram.close()
 
 
 # -- pause -------------------------------------------------------------------------------------------------------------

@@ -201,6 +201,7 @@ class Board:
         self.io.start()
         stack.callback(self._close_chardevs)
         stack.callback(self.io.stop, DEADLINE_S)
+        self._disk_io = [self._disk_thread(stack, f"disk{number}-io") for number in range(len(config.drive))]
         self.clock = Clock(self.io)
         self.wall_clock = Clock(self.io, start=time.time_ns(), name="wall")
         self.workers = Workers(WORKERS, "worker")
@@ -274,7 +275,7 @@ class Board:
             VirtioMmio(device).attach(self.bus, window.base)
             return device
 
-        for number, (drive, disk) in enumerate(disks):
+        for number, ((drive, disk), home) in enumerate(zip(disks, self._disk_io, strict=True)):
             window = next(slots)
             wire = self.harts.line(window.irq)
             yield place(
@@ -283,10 +284,11 @@ class Board:
                     f"disk{number}",
                     dma=dma,
                     wire=wire,
-                    home=io,
+                    home=home,
                     workers=self.workers,
                     disk=disk,
                     serial=drive.id,
+                    own_thread=home is not io,
                 ),
                 window,
             )
@@ -303,6 +305,15 @@ class Board:
         if self.config.balloon:
             window = next(slots)
             yield place(make(VirtioBalloon, "balloon", dma=dma, wire=self.harts.line(window.irq), home=io), window)
+
+    def _disk_thread(self, stack: contextlib.ExitStack, name: str) -> IoThread:
+        """A thread that may wait for its disk; under the big lock all would wait with it, so there it is the I/O one."""
+        if self.config.locking == "bql":
+            return self.io
+        thread = IoThread(name, on_error=self._io_failed)
+        thread.start()
+        stack.callback(thread.stop, DEADLINE_S)
+        return thread
 
     # -- the lifecycle's actions --------------------------------------------------------------------------------------
 
@@ -348,7 +359,7 @@ class Board:
     def statistics(self) -> dict[str, Any]:
         return {
             "harts": self.harts.statistics(),
-            "io": self.io.statistics(),
+            **{thread.name: thread.statistics() for thread in (self.io, *self._disk_io)},
             "workers": self.workers.statistics(),
             "serial": self.serial.statistics(),
             "locks": self.locking.statistics(),
@@ -385,9 +396,8 @@ class Board:
             chardev.close()
 
     def _close_virtio(self) -> None:
-        """Doorbells belong to the I/O thread."""
         for device in self.virtio:
-            self.io.call_soon(device.close)
+            device.close()
 
 
 @contextlib.contextmanager

@@ -81,6 +81,7 @@ class VirtioBench:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
         for device in self._devices:
             device.close()
+        self.home.run()
         self.ram.close()
         if self.locking.checker and self.locking.checker.reports and e is None:
             raise LockOrderError("\n\n".join(self.locking.checker.reports))

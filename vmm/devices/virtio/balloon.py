@@ -8,11 +8,10 @@ from struct import Struct, iter_unpack
 from types import MappingProxyType
 from typing import ClassVar, Final
 
-from vmm.devices.virtio.device import VirtioDevice, VirtioState
+from vmm.devices.virtio.device import HomeThread, VirtioDevice, VirtioState
 from vmm.devices.virtio.queue import Chain
 from vmm.errors import ConfigError, GuestError, HostError
 from vmm.fabric.dma import Dma
-from vmm.fabric.doorbell import Home
 from vmm.fabric.irq import Wire
 from vmm.fabric.ram import PAGE
 from vmm.locks import Locking, entry, lockfree
@@ -76,7 +75,7 @@ class VirtioBalloon(VirtioDevice):
         *,
         dma: Dma,
         wire: Wire,
-        home: Home,
+        home: HomeThread,
         deflate_on_oom: bool = False,
     ) -> None:
         """With `deflate_on_oom` a guest out of memory may take pages back unasked."""

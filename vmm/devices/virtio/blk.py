@@ -10,15 +10,14 @@ from collections import deque
 from dataclasses import dataclass
 from enum import IntEnum
 from struct import Struct
-from typing import ClassVar, Final, Protocol
+from typing import ClassVar, Final
 
-from vmm.devices.virtio.device import VirtioDevice, VirtioState
+from vmm.devices.virtio.device import HomeThread, VirtioDevice, VirtioState
 from vmm.devices.virtio.queue import Chain, Segment
 from vmm.errors import ConfigError, GuestError, HostError
 from vmm.fabric.dma import Dma
-from vmm.fabric.doorbell import Home
 from vmm.fabric.irq import Wire
-from vmm.fabric.workers import Posts, Workers
+from vmm.fabric.workers import Workers
 from vmm.host.block import SECTOR, BlockBackend
 from vmm.locks import Locking, entry, lockfree
 
@@ -75,10 +74,6 @@ class Status(IntEnum):
 
 
 _STATUS_BYTES: Final = tuple(bytes((status,)) for status in Status)
-
-
-class HomeThread(Home, Posts, Protocol):
-    """The thread of a queue: `vmm.fabric.iothread.IoThread`, or a test's."""
 
 
 @dataclass(slots=True)
@@ -280,7 +275,6 @@ class VirtioBlk(VirtioDevice):
         self._own_thread = own_thread
         # -- wiring
         self.medium: Final = Medium(dma, disk, serial.encode(), own_thread)
-        self._home = home
         self._workers = workers
         # Requests that have been done, on any thread, and not handed back yet.
         self._finished: deque[Request] = deque()

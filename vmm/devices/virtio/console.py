@@ -9,12 +9,11 @@ from __future__ import annotations
 from struct import Struct
 from typing import ClassVar, Final, Protocol
 
-from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.device import HomeThread, VirtioDevice
 from vmm.devices.virtio.queue import Chain
 from vmm.errors import GuestError
 from vmm.fabric.clock import Clock
 from vmm.fabric.dma import Dma
-from vmm.fabric.doorbell import Home
 from vmm.fabric.irq import Wire
 from vmm.locks import Locking, entry, lockfree
 
@@ -72,7 +71,7 @@ class VirtioConsole(VirtioDevice):
         *,
         dma: Dma,
         wire: Wire,
-        home: Home,
+        home: HomeThread,
         clock: Clock,
         line: Line,
         size: tuple[int, int] | None = None,

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar, Final, Literal
+from typing import Any, ClassVar, Final, Literal, Protocol
 
 from vmm.devices.saved import load_state, save_state
 from vmm.devices.virtio.queue import Chain, QueueState, Virtqueue
@@ -19,6 +19,7 @@ from vmm.fabric.dma import Dma
 from vmm.fabric.doorbell import Doorbell, Home
 from vmm.fabric.inflight import InFlight
 from vmm.fabric.irq import Wire
+from vmm.fabric.workers import Posts
 from vmm.locks import Device, Locking, entry, lockfree
 
 # -- device status (2.1)
@@ -42,6 +43,10 @@ CONFIG_CHANGED: Final = 2
 RESET_DEADLINE: Final = 5.0
 
 Ring = Literal["descriptors", "driver", "device"]
+
+
+class HomeThread(Home, Posts, Protocol):
+    """The thread that serves queues: `vmm.fabric.iothread.IoThread`, or a test's."""
 
 
 @dataclass(slots=True)
@@ -99,7 +104,7 @@ class VirtioDevice(Device):
         *,
         dma: Dma,
         wire: Wire,
-        home: Home,
+        home: HomeThread,
         features: int = 0,
     ) -> None:
         """`features` are those of the device type. Queues are served on `home`."""
@@ -110,6 +115,7 @@ class VirtioDevice(Device):
         # -- wiring
         self._dma = dma
         self._wire = wire
+        self._home = home
         self.doorbells: Final = tuple(
             Doorbell(home, partial(self.serve, index), f"{name}.{index}") for index in range(len(self.queue_sizes))
         )
@@ -409,11 +415,11 @@ class VirtioDevice(Device):
     def statistics(self) -> VirtioStatistics:
         return replace(self._statistics)
 
-    @lockfree("the machine has stopped")
+    @lockfree("posts to the home thread")
     def close(self) -> None:
-        """Close the doorbells. On their home thread, once nobody rings any more."""
+        """Have the home thread close the doorbells. Once nobody rings any more."""
         for doorbell in self.doorbells:
-            doorbell.close()
+            self._home.call_soon(doorbell.close)
 
     # -- for the model ------------------------------------------------------------------------------------------------
 

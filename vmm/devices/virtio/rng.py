@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import ClassVar, Final
 
-from vmm.devices.virtio.device import VirtioDevice
+from vmm.devices.virtio.device import HomeThread, VirtioDevice
 from vmm.devices.virtio.queue import Chain
 from vmm.errors import GuestError
 from vmm.fabric.dma import Dma
-from vmm.fabric.doorbell import Home
 from vmm.fabric.irq import Wire
 from vmm.locks import Locking, lockfree
 
@@ -31,7 +30,7 @@ class VirtioRng(VirtioDevice):
         *,
         dma: Dma,
         wire: Wire,
-        home: Home,
+        home: HomeThread,
         entropy: Callable[[int], bytes],
     ) -> None:
         """`entropy(n)` returns n random bytes without waiting, as os.urandom() does."""
