@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from tests.oracle.program import WINDOW_SIZE, Block, Item, op, windows
 from vmm.isa.encoding import Flag, Instruction
-from vmm.isa.table import INSTRUCTIONS
+from vmm.isa.table import INSTRUCTIONS, decode
+from vmm.vcpu.native.fusion import PAIRS, Pair
 
 U64 = (1 << 64) - 1
 FFLAGS, FRM, FCSR = 1, 2, 3
@@ -168,6 +169,9 @@ class Generator:
             self._skip, self._skip_compressed, self._link, self._indirect, self._backward, self._loop, self._reserved,
             self._lone_sc, self._fcsr, self._upper, self._move_sp,
         ]  # fmt: skip
+        self._by_base: dict[tuple[str, int], list[Row]] = {}
+        for row in rows:
+            self._by_base.setdefault((row.insn.base.name, row.insn.length), []).append(row)
         self._cache_blocks = sorted(BLOCKS - skipped)
         if self._cache_blocks:
             self._gadgets.append(self._cache_block)
@@ -198,8 +202,9 @@ class Generator:
         rows = self._rows[style]
         items: list[Item] = []
         for _ in range(r.randrange(22, 34)):
-            if r.random() < 0.12:
-                items.append(r.choice(self._gadgets)())
+            kind = r.random()
+            if kind < 0.2:
+                items.append(r.choice(self._gadgets)() if kind < 0.12 else self._fused())
                 continue
             row = r.choice(rows)
             items.append((self._one(row),))
@@ -334,14 +339,111 @@ class Generator:
     def _some(self, low: int, high: int, keep: Iterable[int] = ()) -> list[int]:
         return [self._plain(keep) for _ in range(self._r.randrange(low, high + 1))]
 
-    def _pair(self) -> tuple[int, int]:
-        """Operands of a comparison, equal more often than chance has it."""
-        first = self._source(False, False)
-        return first, first if self._r.random() < 0.25 else self._source(False, False)
+    def _branch(self, distance: int, name: str | None = None, **known: int) -> int:
+        """A comparison, of equal registers or with x0 more often than chance has it."""
+        r = self._r
+        rs1 = self._source(False, False)
+        kind = r.random()
+        rs2 = rs1 if kind < 0.2 else 0 if kind < 0.4 else self._source(False, False)
+        name = name or r.choice(("beq", "bne", "blt", "bge", "bltu", "bgeu"))
+        return op(name, **{"rs1": rs1, "rs2": rs2, **known}, imm=distance)
 
-    def _branch(self, distance: int) -> int:
-        rs1, rs2 = self._pair()
-        return op(self._r.choice(("beq", "bne", "blt", "bge", "bltu", "bgeu")), rs1=rs1, rs2=rs2, imm=distance)
+    def _fused(self) -> Item:
+        """A pair that the software VCPU runs as one, mostly with the first's result as the operand that it expects."""
+        r = self._r
+        pair = r.choice(PAIRS)
+        for _ in range(200):
+            item = self._try_pair(pair, pair.via if r.random() < 0.8 else "")
+            if item is not None:
+                return item
+        raise AssertionError(f"no encoding of {pair}")
+
+    def _try_pair(self, pair: Pair, via: str) -> Item | None:
+        r = self._r
+        second = (pair.second, pair.second_length)
+        flags = INSTRUCTIONS[pair.second].flags
+        if flags & Flag.JALR:
+            return self._try_jump(pair)
+        first_rows = self._by_base[pair.first, pair.first_length]
+        if via == "rs1" and flags & _MEMORY:  # an address
+            return self._try_address(pair)
+        first = self._one(r.choice(first_rows))
+        rd = _written(first)
+        if via and rd in (None, 0):
+            return None
+        if flags & (Flag.BRANCH | Flag.JAL):
+            skipped = self._some(1, 2)
+            distance = pair.second_length + _size(skipped)
+            if pair.second_length == 4:
+                return (first, self._branch(distance, pair.second, **({via: rd} if via and rd else {})), *skipped)
+            name = {"beq": "c.beqz", "bne": "c.bnez", "jal": "c.j"}[pair.second]
+            if name == "c.j":
+                return (first, op(name, imm=distance), *skipped)
+            rs1 = rd if via and rd else self._source(False, True)
+            return (first, op(name, rs1=rs1, imm=distance), *skipped) if 8 <= rs1 < 16 else None
+        row = r.choice(self._by_base[second])
+        operands = self._draw(row)
+        if operands is None:
+            return None
+        for name, field in row.insn.operands.items():
+            if via and rd and field == row.insn.sources[via]:
+                operands[name] = rd
+        word = _encode(row.insn, operands)
+        if word is None or _written(word) in self._pointers:
+            return None
+        return (first, word)
+
+    def _try_address(self, pair: Pair) -> Item | None:
+        """The first makes the address, which is a pointer's."""
+        r = self._r
+        row = r.choice(self._by_base[pair.second, pair.second_length])
+        pointer = _SP if row.sp_relative else r.choice([n for n in self._pointers if 8 <= n < 16])
+        base = pointer
+        if pair.first == "add":
+            pointer = self._target(False, True)
+            first = op("add", rd=pointer, rs1=base, rs2=0)
+            if pointer in self._pointers:
+                return None
+            self._pointers[pointer] = self._pointers[base]
+        elif base == _SP:
+            first = op("c.addi16sp", imm=r.choice((-16, 16)))
+        else:
+            first = op("c.addi", rd=pointer, imm=r.choice((-8, 8)))
+        moved = 0 if pair.first == "add" else INSTRUCTIONS["c.addi"].extract(first)["imm"]
+        if base == _SP and moved:
+            moved = INSTRUCTIONS["c.addi16sp"].extract(first)["imm"]
+        self._pointers[pointer] += moved
+        for _ in range(20):
+            operands = self._draw(row)
+            if operands is None or operands.get("rs1", _SP) != pointer or operands.get("rd", 0) in self._pointers:
+                continue
+            word = _encode(row.insn, operands)
+            if word is not None:
+                return (first, word)
+        self._pointers[pointer] -= moved
+        if pair.first == "add":
+            del self._pointers[pointer]
+        return None
+
+    def _try_jump(self, pair: Pair) -> Item | None:
+        """auipc makes the target; what is first in the pair is between it and the jump, or is it."""
+        register = self._scratch()
+        if pair.first == "auipc":
+            skipped = self._some(0, 2)
+            over = 8 + _size(skipped)
+            return (
+                op("auipc", rd=register),
+                op("jalr", rd=self._target(False, False), rs1=register, imm=over),
+                *skipped,
+            )
+        self._kept = frozenset({register})
+        first = self._one(self._r.choice(self._by_base[pair.first, pair.first_length]))
+        self._kept = frozenset()
+        skipped = self._some(0, 2)
+        jump = "c.jr" if 1 in self._pointers or register == 1 else self._r.choice(("c.jr", "c.jalr"))
+        over = 4 + 4 + pair.first_length + 2 + _size(skipped)
+        start = (op("auipc", rd=register), op("addi", rd=register, rs1=register, imm=over))
+        return (*start, first, op(jump, rs1=register), *skipped)
 
     def _skip(self) -> Item:
         """A branch over a few instructions."""
@@ -474,6 +576,15 @@ class Generator:
         imm = 16 * self._r.choice([n for n in range(-31, 32) if n])
         seen = op("c.mv", rd=self._scratch(), rs2=_SP)
         return (op("c.addi16sp", imm=imm), seen, op("c.addi16sp", imm=-imm))
+
+
+def _written(word: int) -> int | None:
+    """The integer register that an instruction writes."""
+    insn = decode(word)
+    assert insn is not None
+    if "rd" not in insn.sources or insn.base.is_fp_register("rd"):
+        return None
+    return insn.sources["rd"].extract(word)
 
 
 def _encode(insn: Instruction, operands: Mapping[str, int]) -> int | None:
