@@ -102,8 +102,8 @@ def test_output_that_could_not_be_written_is_told(tmp_path: Path, run: Run) -> N
 
 def test_a_machine_that_fails_says_what_it_knows_and_ends_with_its_own_status() -> None:
     assert of_outcome(Outcome(Reason.FAILED)) == 125
-    assert of_outcome(Outcome(Reason.GUEST_FAULT)) == 121
-    assert {status for status, _ in MEANINGS} >= {"121", "125"}
+    assert of_outcome(Outcome(Reason.CONSOLE_GONE)) == 141
+    assert {status for status, _ in MEANINGS} >= {"125", "141"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -122,6 +122,23 @@ def test_a_signal_stops_the_machine_cleanly(tmp_path: Path, number: signal.Signa
     _, errors = process.communicate(timeout=30)
     assert process.returncode == 128 + number
     assert errors.decode() == f"vmm-run: stopped by {number.name}\n"
+
+
+def test_a_run_whose_reader_goes_away_ends(tmp_path: Path) -> None:
+    path = program(tmp_path, say("up\n"), say("down\n") * 20, SPIN)
+    process = subprocess.Popen(
+        [*COMMAND, "--bios", str(path)],
+        cwd=ROOT,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    assert process.stdout is not None
+    process.stdout.close()
+    process.stdout = None
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 128 + signal.SIGPIPE
+    assert b"Broken pipe" in errors
 
 
 # -- the terminal ----------------------------------------------------------------------------------------------------

@@ -94,8 +94,10 @@ def _conclude(
     """Says how the run ended, where that is not plain, and picks the exit status."""
     if outcome.report:
         print(outcome.report.rstrip(), file=sys.stderr)
-    if outcome.reason in (Reason.FAILED, Reason.GUEST_FAULT):
+    if outcome.reason is Reason.FAILED:
         _say(f"{outcome.reason.value}: see above")
+        return of_outcome(outcome)
+    if outcome.reason is Reason.CONSOLE_GONE:  # it said so itself when it was closed
         return of_outcome(outcome)
     if seen:
         return Status.OK

@@ -14,7 +14,6 @@ class Status(IntEnum):
     OK = 0
     BAD_INPUT = 2
     LARGEST_GUEST_CODE = 120
-    GUEST_FAULT = 121
     NOT_EXPECTED = 123
     TIMEOUT = 124
     FAILED = 125
@@ -25,11 +24,11 @@ MEANINGS = (
     ("0", "the guest powered off or was left by the escape key, or --expect saw its text"),
     ("1 to 120", "the guest ended with this code (test finisher); a larger one becomes 120 and is told in full"),
     ("2", "bad input: an option, a file or the host, told in one line before anything runs"),
-    ("121", "the guest did what its machine does not allow"),
     ("123", "--expect: the run ended without the text"),
     ("124", "--timeout: the time was over"),
     ("125", "the monitor failed; hart, registers and stack are on standard error"),
     ("129, 130, 143", "stopped by SIGHUP, SIGINT, SIGTERM"),
+    ("141", "the reader of its output has gone"),
 )
 
 
@@ -38,8 +37,8 @@ def of_outcome(outcome: Outcome) -> int:
     match outcome.reason:
         case Reason.GUEST_EXIT:
             return min(outcome.code, Status.LARGEST_GUEST_CODE)
-        case Reason.GUEST_FAULT:
-            return Status.GUEST_FAULT
+        case Reason.CONSOLE_GONE:
+            return of_signal(signal.SIGPIPE)
         case Reason.FAILED:
             return Status.FAILED
         case Reason.POWER_OFF | Reason.GUEST_RESET | Reason.ASKED:

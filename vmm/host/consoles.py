@@ -12,15 +12,20 @@ from vmm.host.transcript import Transcript
 
 
 def open_chardev(
-    spec: str, home: Home, transcript: Transcript | None = None, commands: Mapping[str, Command] | None = None
+    spec: str,
+    home: Home,
+    transcript: Transcript | None = None,
+    commands: Mapping[str, Command] | None = None,
+    on_gone: Callable[[str], None] | None = None,
 ) -> Chardev:
     """The character device that `spec` names: stdio, pty, null, file:PATH or pipe:PATH.
 
-    `commands` are the terminal's. Raises ConfigError for any other spec, HostError when it cannot be opened.
+    `commands` are the terminal's. `on_gone(problem)` is called on the home thread when standard output has lost its
+    reader; a pipe's may come back. Raises ConfigError for any other spec, HostError when it cannot be opened.
     """
     kind, _, path = spec.partition(":")
     plain: dict[str, Callable[[], Chardev]] = {
-        "stdio": lambda: TerminalChardev(home, commands or {}, transcript),
+        "stdio": lambda: TerminalChardev(home, commands or {}, transcript, on_gone=on_gone),
         "pty": lambda: PtyChardev(home, transcript),
         "null": lambda: Chardev("null", home, transcript),
     }

@@ -77,7 +77,7 @@ class Reason(Enum):
     GUEST_EXIT = "the guest exited with a code"
     GUEST_RESET = "the guest asked for a reset, and resets were to end the run"
     ASKED = "it was asked to stop"
-    GUEST_FAULT = "the guest did what its machine does not allow"
+    CONSOLE_GONE = "nobody reads its console any more"
     FAILED = "the monitor failed"
 
 

@@ -234,7 +234,7 @@ class Board:
                 console = open_chardev(config.console, self.io)
             self._chardevs.append(console)
         with _naming("--serial"):
-            self.serial = open_chardev(config.serial, self.io, self.transcript, commands)
+            self.serial = open_chardev(config.serial, self.io, self.transcript, commands, self._console_gone)
         self._chardevs.append(self.serial)
         self._make_devices(disks, console)
         self.harts.reset(self.boot.entry)
@@ -307,7 +307,7 @@ class Board:
             yield place(make(VirtioBalloon, "balloon", dma=dma, wire=self.harts.line(window.irq), home=io), window)
 
     def _disk_thread(self, stack: contextlib.ExitStack, name: str) -> IoThread:
-        """A thread that may wait for its disk; under the big lock all would wait with it, so there it is the I/O one."""
+        """A thread that may wait for its disk. Under the big lock all would wait with it: there it is the common one."""
         if self.config.locking == "bql":
             return self.io
         thread = IoThread(name, on_error=self._io_failed)
@@ -390,6 +390,9 @@ class Board:
 
     def _io_failed(self, error: BaseException) -> None:
         self._ended(Outcome(Reason.FAILED, report="".join(traceback.format_exception(error))))
+
+    def _console_gone(self, _problem: str) -> None:
+        self._ended(Outcome(Reason.CONSOLE_GONE))
 
     def _close_chardevs(self) -> None:
         for chardev in self._chardevs:
