@@ -307,7 +307,7 @@ class Board:
             yield place(make(VirtioBalloon, "balloon", dma=dma, wire=self.harts.line(window.irq), home=io), window)
 
     def _disk_thread(self, stack: contextlib.ExitStack, name: str) -> IoThread:
-        """A thread that may wait for its disk. Under the big lock all would wait with it: there it is the common one."""
+        """A thread that may wait for its disk. Under the big lock everybody would wait: there it is the I/O thread."""
         if self.config.locking == "bql":
             return self.io
         thread = IoThread(name, on_error=self._io_failed)
