@@ -13,7 +13,7 @@ from tests.machines import Machines
 from vmm.guests.debian import DebianGuest
 from vmm.machine.config import Drive
 
-SIZE = 16 << 20
+SIZE = 8 << 20
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -63,11 +63,11 @@ def test_raw_disks_are_written_read_only_or_dropped_as_their_options_say(
 
     # in direct and in cached writes, of sizes and at places that are not a page's
     written = run(
-        "head -c 3000000 /dev/urandom >/tmp/data;"
+        "( dd if=/dev/urandom of=/tmp/data bs=1000 count=3000;"
         "for disk in vda vdc; do dd if=/tmp/data of=/dev/$disk bs=1000 seek=1000 conv=notrunc,fsync; "
-        "head -c 1048576 /tmp/data | dd of=/dev/$disk bs=4k seek=2048 oflag=direct iflag=fullblock; done 2>/dev/null;"
-        "sync; echo 3 >/proc/sys/vm/drop_caches; for disk in vda vdc; do sha256sum </dev/$disk; done"
-    ).split()
+        "dd if=/tmp/data of=/dev/$disk bs=4k count=256 seek=1000 conv=notrunc oflag=direct; done;"
+        "sync; echo 3 >/proc/sys/vm/drop_caches; for disk in vda vdc; do sha256sum </dev/$disk; done ) 2>/dev/null"
+    ).split()[::2]
     assert written[0] != digests[plain]
     assert run("! dd if=/tmp/data of=/dev/vdb bs=4k count=1 && sha256sum /dev/vdb").split()[-2] == digests[fixed]
 
@@ -75,7 +75,7 @@ def test_raw_disks_are_written_read_only_or_dropped_as_their_options_say(
     machine.serial.expect("Linux version", INIT_S)
     run = Shell(machine)
     after = run("sha256sum </dev/vda; sha256sum </dev/vdb; sha256sum </dev/vdc").split()[::2]
-    assert after == [written[0], digests[fixed], written[2]]
+    assert after == [written[0], digests[fixed], written[1]]
     run.type("poweroff -f")
     assert machine.wait(REPLY_S) == POWER_OFF
     assert hashlib.sha256(plain.read_bytes()).hexdigest() == written[0]
@@ -90,7 +90,7 @@ def test_flush_and_many_writers_at_once_lose_nothing(boot: Machines, guest: Debi
     # 12 writers, each with its own megabyte of one of three disks, and one reader; then all is checked
     run = Shell(boot(shell(guest, smp=4, drive=disks)))
     run(
-        "head -c 1048576 /dev/urandom >/tmp/m;"
+        "dd if=/dev/urandom of=/tmp/m bs=1M count=1 2>/dev/null;"
         "for n in 0 1 2 3; do for d in a b c; do (for i in 1 2 3; do "
         "dd if=/tmp/m of=/dev/vd$d bs=8k seek=$((n * 128)) conv=notrunc,fsync oflag=direct 2>/dev/null;"
         "done) & done; done; dd if=/dev/vda of=/dev/null bs=64k iflag=direct 2>/dev/null & wait",
