@@ -27,9 +27,6 @@ from typing import Literal
 _INT_BITS = {"i1": 1, "i8": 8, "i16": 16, "i32": 32, "i64": 64, "i128": 128}
 _BYTES = {"i8": 1, "i16": 2, "i32": 4, "i64": 8, "ptr": 8, "float": 4, "double": 8}
 
-#: What a Python expression may hold where a value is expected.
-Operand = "Val | int | bool | float"
-
 Ordering = Literal["monotonic", "acquire", "release", "acq_rel", "seq_cst"]
 
 
@@ -229,10 +226,10 @@ class Prototype:
 class Function:
     """One function under construction. Emission methods append to the current basic block."""
 
-    def __init__(self, module: Module, proto: Prototype, attrs: str) -> None:
+    def __init__(self, module: Module, proto: Prototype, linkage: str) -> None:
         self.module = module
         self.proto = proto
-        self._attrs = attrs
+        self._linkage = linkage
         self._allocas: list[str] = []
         self._lines: list[str] = []
         self._next = 0
@@ -305,16 +302,13 @@ class Function:
 
     @contextmanager
     def if_(self, cond: Val, likely: bool | None = None) -> Iterator[None]:
-        """Run the body when `cond` (i1) holds; follow with `else_()` for the other arm."""
+        """Run the body when `cond` (i1) holds. `if_else` is for two arms."""
         then, other = self._label("then"), self._label("else")
         weights = {None: "", True: ", !prof !0", False: ", !prof !1"}[likely]
         self._end(f"br i1 {cond.ref}, label %{then}, label %{other}{weights}")
         self._begin(then)
         yield
-        self._begin_after(other)
-
-    def _begin_after(self, label: str) -> None:
-        self._begin(label)
+        self._begin(other)
 
     @contextmanager
     def if_else(self, cond: Val) -> Iterator[_Else]:
@@ -341,12 +335,6 @@ class Function:
 
     def continue_(self) -> None:
         self._end(f"br label %{self._loops[-1][0]}")
-
-    @contextmanager
-    def while_(self, cond_value: Val) -> Iterator[None]:
-        """Leave the innermost `loop()` unless `cond_value`: use as the first statement of a loop's body."""
-        with self.if_(cond_value):
-            yield
 
     @contextmanager
     def for_range(self, n: Val | int) -> Iterator[Val]:
@@ -498,11 +486,8 @@ class Function:
         assert not self._open, f"{self.proto.name}: falls off its end"
         p = self.proto
         params = ", ".join(f"{ty} %{name}" for name, ty in p.params)
-        head = f"define {self._attrs_linkage()} {p.cc} {p.ret} @{p.name}({params}) #0 {{"
+        head = f"define {self._linkage} {p.cc} {p.ret} @{p.name}({params}) #0 {{"
         return "\n".join([head, "entry:", *self._allocas, *self._lines, "}"])
-
-    def _attrs_linkage(self) -> str:
-        return self._attrs
 
 
 class _Else:
@@ -510,13 +495,11 @@ class _Else:
         self._f = f
         self._other = other
         self._join = join
-        self._done = False
 
     def otherwise(self) -> None:
         f = self._f
         f._end(f"br label %{self._join}")
         f._begin(self._other)
-        self._done = True
 
 
 class Module:

@@ -75,7 +75,6 @@ class Cause(IntEnum):
 
 #: In `fault`, instead of a cause: the access needs Python (`exit_reason` says why). Nothing was done yet.
 FAULT_EXIT = 64
-NO_FAULT = 0
 
 READ, WRITE, EXEC = 0, 1, 2
 
