@@ -16,8 +16,9 @@ class InFlight:
     def __init__(self, name: str) -> None:
         self.name: Final = name
         self._count = self._waiters = 0
-        # Rank LEAF; guards `_count` and `_waiters`, and signals that `_count` has become 0. Nothing is called under it.
-        self._idle = threading.Condition(threading.Lock())
+        # Rank LEAF; guards `_count` and `_waiters`. Nothing is called under it. `_idle` signals that `_count` is 0.
+        self._lock = threading.Lock()
+        self._idle = threading.Condition(self._lock)
 
     def __repr__(self) -> str:
         return f"<InFlight {self.name}: {self._count}>"
@@ -28,18 +29,18 @@ class InFlight:
 
     def begin(self, count: int = 1) -> None:
         """Say so while still holding the lock under which the work was accepted."""
-        with self._idle:
+        with self._lock:
             self._count += count
 
     def end(self, count: int = 1) -> None:
-        with self._idle:
+        with self._lock:
             self._count -= count
             if self._waiters and not self._count:
                 self._idle.notify_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is in flight; False after `timeout` seconds. With no lock held that the work needs."""
-        with self._idle:
+        with self._lock:
             self._waiters += 1
             idle = self._idle.wait_for(lambda: not self._count, timeout)
             self._waiters -= 1

@@ -92,8 +92,10 @@ class Request:
     """Bytes from the start of the disk."""
     places: list[Segment]
     """Guest memory that holds the data, or has room for it."""
+    data: list[memoryview]
+    """Windows on `places`."""
     length: int
-    """Bytes of `places`."""
+    """Bytes of `data`."""
     status_at: int
     epoch: int
     durable: bool
@@ -120,17 +122,20 @@ class Medium:
 
         All of the request lies in RAM, so that doing it finds no more fault with the driver.
         """
+        dma = self._dma
         header, out = _cut(chain.readable, _HEADER.size)
-        room = _length(chain.writable)
-        if _length(header) < _HEADER.size or not room:
+        head = b"".join([dma.read(at, size) for at, size in header])
+        if len(head) < _HEADER.size or not chain.writable:
             raise GuestError("a disk request without room for its header and status")
-        into, ((status_at, _),) = _cut(chain.writable, room - 1)
-        kind, _, sector = _HEADER.unpack(b"".join([self._dma.read(at, size) for at, size in header]))
-        places, length = (into, room - 1) if kind in (Kind.IN, Kind.GET_ID) else (out, _length(out))
-        for at, size in places:
-            self._dma.ram.offset(at, size)
-        self._dma.ram.offset(status_at, 1)
-        return Request(chain.head, kind, sector * SECTOR, places, length, status_at, epoch, durable)
+        *into, (at, size) = chain.writable
+        if size > 1:
+            into.append((at, size - 1))
+        status_at = at + size - 1
+        dma.ram.offset(status_at, 1)
+        kind, _, sector = _HEADER.unpack(head)
+        places = into if kind in (Kind.IN, Kind.GET_ID) else out
+        data = [dma.view(at, size) for at, size in places]
+        return Request(chain.head, kind, sector * SECTOR, places, data, sum(map(len, data)), status_at, epoch, durable)
 
     def do(self, request: Request, *, wait: bool) -> bool:
         """Do it and write its status. False, when it would have to wait and may not: it is still to be done."""
@@ -161,10 +166,9 @@ class Medium:
     def _read(self, request: Request, wait: bool) -> bool:
         if not self._fits(request):
             return True
-        data = self._windows(request)
         if wait:
-            self.disk.read(data, request.offset)
-        elif request.length > self._largest_now or not self.disk.read_now(data, request.offset):
+            self.disk.read(request.data, request.offset)
+        elif request.length > self._largest_now or not self.disk.read_now(request.data, request.offset):
             return False
         for at, size in request.places:
             self._dma.written(at, size)
@@ -175,10 +179,13 @@ class Medium:
     def _write(self, request: Request, wait: bool) -> bool:
         if self.disk.readonly or not self._fits(request):
             return True
-        data = self._windows(request)
         if wait or (self._caches_writes and not request.durable):
-            self.disk.write(data, request.offset, durable=request.durable)
-        elif request.durable or request.length > self._largest_now or not self.disk.write_now(data, request.offset):
+            self.disk.write(request.data, request.offset, durable=request.durable)
+        elif (
+            request.durable
+            or request.length > self._largest_now
+            or not self.disk.write_now(request.data, request.offset)
+        ):
             return False
         request.status = Status.OK
         return True
@@ -218,16 +225,12 @@ class Medium:
         length = request.length
         return length % SECTOR == 0 and length <= LARGEST and request.offset + length <= self.disk.size
 
-    def _windows(self, request: Request) -> list[memoryview]:
-        return [self._dma.view(at, size) for at, size in request.places]
-
     def _ranges(self, request: Request, largest: int, *, flags: int) -> list[tuple[int, int, int]] | None:
         """The request's ranges as (offset, length, flags), bytes. None when one is not allowed, with the status set."""
         count, rest = divmod(request.length, _RANGE.size)
         if self.disk.readonly or rest or not 0 < count <= MOST_RANGES:
             return None
-        data = b"".join(self._dma.read(at, size) for at, size in request.places)
-        ranges = [(s * SECTOR, n * SECTOR, f) for s, n, f in _RANGE.iter_unpack(data)]
+        ranges = [(s * SECTOR, n * SECTOR, f) for s, n, f in _RANGE.iter_unpack(b"".join(request.data))]
         if any(f & ~flags for _, _, f in ranges):
             request.status = Status.UNSUPP
             return None
@@ -368,10 +371,6 @@ class VirtioBlk(VirtioDevice):
         """5.2.6.2: the cache is write-back if the driver said so, or if it can flush."""
         accepted = self._state.driver_features
         return self._state.writeback if accepted & CONFIG_WCE else bool(accepted & FLUSH)
-
-
-def _length(segments: list[Segment]) -> int:
-    return sum([size for _, size in segments])
 
 
 def _cut(segments: list[Segment], length: int) -> tuple[list[Segment], list[Segment]]:
