@@ -187,7 +187,8 @@ class VirtioDevice(Device):
         """Close the intake, wait for copies in flight, go back to the reset values.
 
         When the copies outlast the deadline the device keeps NEEDS_RESET, takes no work, and may be reset again: its
-        memory is not the guest's to reuse yet.
+        memory is not the guest's to reuse yet. (Under the big-lock policy a VCPU waits here with that lock, which the
+        copies do not need: they end on the thread that makes them, before any callback.)
         """
         with self._lock:
             self._resetting = True
