@@ -284,7 +284,7 @@ class Generator:
             if name != "rd":
                 operands[name] = operands.get("rs1", 0) if r.random() < 0.08 else self._source(fp, short)
             elif row.reads_rd and not short and r.random() < 0.5 and not fp:
-                unread = [n for n in self._unread[False] if n not in self._kept]
+                unread = [n for n in self._unread[False] if n not in self._kept and n not in self._pointers]
                 operands[name] = r.choice(unread) if unread else self._target(fp, short)
             else:
                 operands[name] = self._target(fp, short)

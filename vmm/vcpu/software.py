@@ -72,8 +72,8 @@ class Natives:
         self.flush_fetch = short("flush_fetch", None, address)
         self.page_written = short("page_written", None, address, word, word)
         self.revoke_writes = short("revoke_writes", word, address, word)
-        self.csr_read = short("csr_read", word, address, word, word)
-        self.csr_write = short("csr_write", None, address, word, word, word)
+        self.get_csr = short("get_csr", word, address, word)
+        self.set_csr = short("set_csr", None, address, word, word)
         self.translate = short("translate", word, address, word, word)
         self.time = short("time", word, address)
 
@@ -269,13 +269,13 @@ class SoftwareVcpu:
         """A CSR by name, whatever the privilege. Raises KeyError for one that does not exist."""
         number = NUMBERS[name]
         self.words["fault"] = 0
-        value: int = self._natives.csr_read(self.address, number, _NEVER)
+        value: int = self._natives.get_csr(self.address, number)
         if self.words["fault"]:
             raise KeyError(name)
         return value
 
     def set_csr(self, name: str, value: int) -> None:
-        self._natives.csr_write(self.address, NUMBERS[name], value, _NEVER)
+        self._natives.set_csr(self.address, NUMBERS[name], value)
         self.words["resync"] = 0
 
     def start_at(self, pc: int, a0: int, a1: int, a2: int = 0) -> None:

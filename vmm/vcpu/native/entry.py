@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from vmm.codegen.ir import Ref
 from vmm.vcpu.layout import HART, SIGNAL_MARK, SIGNAL_STACK, Exit
 from vmm.vcpu.native.abi import Native
 
@@ -15,6 +16,7 @@ _SYS_RT_SIGACTION = 13
 def define(native: Native) -> None:
     _run(native)
     _enter_guest(native)
+    _csrs_from_outside(native)
     _on_host_fault(native)
 
 
@@ -47,8 +49,7 @@ def _enter_guest(native: Native) -> None:
     st = HART.bind(f.args[0])
     f.store(f.const(1, "i32"), st.addr("in_guest"), order="seq_cst")
     native.call(st, "serve_fence")
-    f.asm("stmxcsr ($0)", "r,~{memory}", "void", st.addr("host_mxcsr"))
-    f.asm("ldmxcsr ($0)", "r,~{memory}", "void", st.addr("mxcsr"))
+    _exchange_mxcsr(st, "host_mxcsr", "mxcsr")
     st.set("exit_reason", Exit.NONE)
     n = native.call(st, "grant")
     idle = st.get("mmio_state").eq(0)
@@ -56,10 +57,30 @@ def _enter_guest(native: Native) -> None:
         f.call(native.go["jump"], st.ptr, st.get("pc").to_ptr(), n, st.get("dtlb_now"))
         e.otherwise()  # the access that Python answered comes first: no interrupt in between
         f.call(native.go["enter"], st.ptr, st.get("pc").to_ptr(), n, st.get("dtlb_now"))
-    f.asm("stmxcsr ($0)", "r,~{memory}", "void", st.addr("mxcsr"))
-    f.asm("ldmxcsr ($0)", "r,~{memory}", "void", st.addr("host_mxcsr"))
+    _exchange_mxcsr(st, "mxcsr", "host_mxcsr")
     f.store(f.const(0, "i32"), st.addr("in_guest"), order="seq_cst")
     f.ret(st.get("exit_reason"))
+
+
+def _exchange_mxcsr(st: Ref, save: str, load: str) -> None:
+    st.f.asm("stmxcsr ($0)", "r,~{memory}", "void", st.addr(save))
+    st.f.asm("ldmxcsr ($0)", "r,~{memory}", "void", st.addr(load))
+
+
+def _csrs_from_outside(native: Native) -> None:
+    """`get_csr(st, number) -> value` and `set_csr(st, number, value)`, for a hart that is out of guest code. Rounding
+    mode and flags are the guest's, not those of the calling thread."""
+    # Instructions left of an empty slice: a count is read behind the last instruction, and written in its stead.
+    for name, ret, inner, operands, left in (
+        ("get_csr", "i64", "csr_read", [], -1),
+        ("set_csr", "void", "csr_write", [("value", "i64")], 0),
+    ):
+        f = native.m.function(name, ret, [("st", "ptr"), ("number", "i64"), *operands])
+        st = HART.bind(f.args[0])
+        _exchange_mxcsr(st, "host_mxcsr", "mxcsr")
+        result = native.call(st, inner, *f.args[1:], left)
+        _exchange_mxcsr(st, "mxcsr", "host_mxcsr")
+        f.ret(result)
 
 
 def _on_host_fault(native: Native) -> None:
