@@ -234,6 +234,31 @@ def test_a_quiet_device_has_handed_everything_back_and_takes_nothing_on(
     assert queue.collect() == [(later.head, 513)]
 
 
+def test_work_is_over_only_when_it_has_been_handed_back(bench: VirtioBench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else a snapshot could come between, and forget the chain."""
+    line = FakeLine()
+    console, rng = bench.make(VirtioConsole, clock=bench.clock, line=line), bench.make(VirtioRng, entropy=bytes)
+    line.connect(console.device)
+    receive, _ = console.start()
+    (entropy,) = rng.start()
+    receive.add([], [8])
+    entropy.add([], [8])
+    receive.publish()
+    entropy.publish()
+    handed_back = []
+    end = InFlight.end
+
+    def look_first(self: InFlight, count: int = 1) -> None:
+        handed_back.append(len(receive.collect()) + len(entropy.collect()))
+        end(self, count)
+
+    monkeypatch.setattr(InFlight, "end", look_first)
+    line.type(b"x")
+    entropy.notify()
+    bench.run()
+    assert handed_back == [1, 1]
+
+
 def test_a_device_that_does_not_come_to_rest_is_named(driver: Driver) -> None:
     (queue,) = driver.start()
     ask(queue)

@@ -158,6 +158,27 @@ def test_each_congestion_is_waited_for_anew(console: Driver, line: FakeLine) -> 
     assert line.lost_bytes == 0
 
 
+def test_output_without_pause_leaves_the_home_thread_its_turns(console: Driver, line: FakeLine) -> None:
+    _, transmit = console.start()
+    put, turns = line.put, []
+
+    def put_and_add_another(data: bytes) -> None:
+        put(data)
+        if len(line.sent) < 500:
+            if len(line.sent) == 1:
+                console.bench.home.call_soon(lambda: turns.append(len(line.sent)))
+            transmit.collect()
+            transmit.add([b"."])
+            transmit.publish()
+
+    line.put = put_and_add_another  # type: ignore[method-assign]
+    transmit.add([b"."])
+    transmit.kick()
+    console.bench.run()
+    assert len(line.sent) == 500
+    assert turns[0] <= 2 * 64
+
+
 def test_input_fills_the_drivers_buffers(console: Driver, line: FakeLine) -> None:
     receive, _ = console.start()
     first, second = receive.add([], [4, 4]), receive.add([], [16])

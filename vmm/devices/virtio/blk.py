@@ -290,18 +290,19 @@ class VirtioBlk(VirtioDevice):
         if not chains:
             return
         blocked: list[Request] = []
-        fault: GuestError | None = None
         try:
-            for chain in chains:
-                request = self.medium.request(chain, epoch, durable)
-                (self._finished if self.medium.do(request, wait=False) else blocked).append(request)
-        except GuestError as error:
-            fault = error
+            fault: GuestError | None = None
+            try:
+                for chain in chains:
+                    request = self.medium.request(chain, epoch, durable)
+                    (self._finished if self.medium.do(request, wait=False) else blocked).append(request)
+            except GuestError as error:
+                fault = error
+            self.deliver()
+            if fault is not None:
+                self.finish(index, epoch, (), fault)
         finally:
             self._in_flight.end(len(chains) - len(blocked))
-        self.deliver()
-        if fault is not None:
-            self.finish(index, epoch, (), fault)
         if self._own_thread and self._in_flight.count == len(blocked) == 1:
             self.work(blocked[0])
             self.deliver()

@@ -25,6 +25,7 @@ EMERG_WRITE: Final = 1 << 2
 RECEIVE: Final = 0
 TRANSMIT: Final = 1
 
+QUEUE_SIZE: Final = 64
 EMERGENCY: Final = 8
 """Offset of `emerg_wr` in the configuration."""
 PATIENCE: Final = 5_000_000_000
@@ -62,7 +63,7 @@ class VirtioConsole(VirtioDevice):
 
     kind: ClassVar = "virtio-console"
     device_id: ClassVar = 3
-    queue_sizes: ClassVar = (64, 64)
+    queue_sizes: ClassVar = (QUEUE_SIZE, QUEUE_SIZE)
 
     def __init__(
         self,
@@ -83,34 +84,20 @@ class VirtioConsole(VirtioDevice):
         self._line = line
         self._clock = clock
         self._size = size or (0, 0)
-        # Home thread only: whether the line is being waited for, and whether that has lasted too long.
+        # Home thread only: input on its way to the driver; whether the line is waited for; whether for too long.
+        self._input = b""
         self._waiting = self._losing = False
         self._timer = clock.timer(self.lose_patience, f"{name} line congested")
 
     # -- doors for the host's side ------------------------------------------------------------------------------------
 
-    @lockfree("takes the lock to take chains and to hand them back; copies without it")
+    @lockfree("`serve_some` takes the lock")
     def receive(self, data: bytes) -> int:
         """Input arrives, on the home thread. Returns how much of it there was room for."""
-        taken = 0
-        while taken < len(data):
-            with self._lock:
-                epoch = self._epochs[RECEIVE]
-                chains = self._take(RECEIVE, most=1)
-            if not chains:
-                break
-            done: list[tuple[int, int]] = []
-            fault: GuestError | None = None
-            try:
-                written = self.fill(chains[0], data[taken:])
-                done.append((chains[0].head, written))
-                taken += written
-            except GuestError as error:
-                fault = error
-            finally:
-                self._in_flight.end()
-            self.finish(RECEIVE, epoch, done, fault)
-        return taken
+        self._input = data
+        while self._input and self.serve_some(RECEIVE, 1):
+            pass
+        return len(data) - len(self._input)
 
     @lockfree("a virtio console has no break condition")
     def line_break(self) -> None:
@@ -143,15 +130,33 @@ class VirtioConsole(VirtioDevice):
         if index == RECEIVE:
             self._line.input_ready()
             return
-        more = True
-        while more and (self._losing or not self._line.congested):
-            more = self.serve_some(TRANSMIT, 1)
+        for _ in range(QUEUE_SIZE):
+            if (self._line.congested and not self._losing) or not self.serve_some(TRANSMIT, 1):
+                break
+        else:  # a driver that never ends must let the thread's other work have its turn
+            self.doorbells[TRANSMIT].ring()
         if self._line.congested and not self._waiting:
             self._waiting = True
             self._timer.arm(self._clock.now() + PATIENCE)
 
     @lockfree("runs between take and hand-back; touches guest memory and the line only")
     def handle(self, index: int, chain: Chain) -> int:
+        return self.fill(chain) if index == RECEIVE else self.send(chain)
+
+    @lockfree("part of `handle`")
+    def fill(self, chain: Chain) -> int:
+        """Put as much input into a chain as it has room for."""
+        if chain.readable or not chain.writable:
+            raise GuestError("a console input buffer must be all room to write to")
+        before = len(self._input)
+        for address, size in chain.writable:
+            self._dma.write(address, self._input[:size])
+            self._input = self._input[size:]
+        return before - len(self._input)
+
+    @lockfree("part of `handle`")
+    def send(self, chain: Chain) -> int:
+        """Put a chain's bytes on the line; lose them when those before have not been taken for too long."""
         length = sum(size for _, size in chain.readable)
         if chain.writable or length > LARGEST:
             raise GuestError(f"console output of {length} bytes with {len(chain.writable)} buffers to write to")
@@ -161,18 +166,6 @@ class VirtioConsole(VirtioDevice):
         else:
             self._line.put(data)
         return 0
-
-    @lockfree("runs between take and hand-back; touches guest memory only")
-    def fill(self, chain: Chain, data: bytes) -> int:
-        """Put as much input into a chain as it has room for."""
-        if chain.readable or not chain.writable:
-            raise GuestError("a console input buffer must be all room to write to")
-        written = 0
-        for address, size in chain.writable:
-            part = data[written : written + size]
-            self._dma.write(address, part)
-            written += len(part)
-        return written
 
     def _config(self) -> bytes:
         return _CONFIG.pack(*self._size, 1, 0)

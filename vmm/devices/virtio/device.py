@@ -334,16 +334,17 @@ class VirtioDevice(Device):
             chains = self._take(index, most)
         if not chains:
             return False
-        done: list[tuple[int, int]] = []
-        fault: GuestError | None = None
         try:
-            for chain in chains:
-                done.append((chain.head, self.handle(index, chain)))
-        except GuestError as error:
-            fault = error
+            done: list[tuple[int, int]] = []
+            fault: GuestError | None = None
+            try:
+                for chain in chains:
+                    done.append((chain.head, self.handle(index, chain)))
+            except GuestError as error:
+                fault = error
+            self.finish(index, epoch, done, fault)
         finally:
             self._in_flight.end(len(chains))
-        self.finish(index, epoch, done, fault)
         return True
 
     @lockfree("runs between take and hand-back; touches guest memory and the host only")
@@ -448,7 +449,8 @@ class VirtioDevice(Device):
         )
 
     def _take(self, index: int, most: int = 1 << 15) -> list[Chain]:
-        """What is available in queue `index`. Whoever works on it ends as much in `_in_flight`.
+        """What is available in queue `index`. Whoever works on it ends as much in `_in_flight`, when it has been
+        handed back or `deliver` will do so: a device at rest owns no chain that a snapshot would forget.
 
         Unless that is `most` chains, the driver will notify when it adds another.
         """
