@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.guests import Broken, Python, build_programs, lines, pythons, qemu, qemu_version, vmm_run
+from benchmarks.progress import say
 from benchmarks.quiet import Quiet
-from benchmarks.report import Figure, Report, alternate, parser, say
+from benchmarks.report import Figure, Report, alternate, parser
 from vmm.machine.config import Config
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board

@@ -10,8 +10,9 @@ Rates are taken by the guest's clock over a loop of nothing but reads. Latency i
 (rdtime, 100 ns a tick) before and behind each access, so nothing is added to the path. Percentiles are interpolated
 within a tick; what reading time itself costs is reported, and is in the figures.
 
-Beside it: nothing; a second hart that does the same, to the same UART or to the clock (a device of its own); or an I/O
-thread that is never done: each completion goes through a device's door and posts the next one.
+Beside it: nothing; a second hart that does the same, to the same UART or to the clock (a device of its own); an I/O
+thread that is never done ("saturated": each completion goes through a device's door and posts the next one); or a
+thread that computes in Python and never waits, which this monitor must not have.
 
 The thread switch interval is what `sys.setswitchinterval` sets: how long a thread of a build with a GIL waits before it
 asks the one that runs Python for it. Free-threaded builds have none.
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import gc
 import json
+import re
 import subprocess
 import sys
 import threading
@@ -31,9 +33,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.guests import ROOT, Assembly, Python, file_of, pythons
+from benchmarks.guests import ROOT, TICK_S, Assembly, Python, file_of, pythons
 from benchmarks.quiet import Quiet
-from benchmarks.report import Figure, Report, alternate, gil_came_back, parser, say
+from benchmarks.report import Figure, Report, alternate, gil_came_back, parser
 from vmm.machine.config import Config
 from vmm.machine.lifecycle import Outcome
 from vmm.machine.software import SoftwareHarts
@@ -45,11 +47,24 @@ INTERVALS: Final = (CPYTHON_INTERVAL, 1e-3, 1e-4, 5e-5)
 COMPLETIONS: Final = 32
 """Completions in flight: as many callbacks run in one turn of the I/O thread."""
 WARM_UP: Final = 2_000
-TICK_US: Final = 0.1
+APART: Final = 100
+"""us. At 10,000 exits a second a hart is outside of Python most of the time: others take the GIL meanwhile."""
+TICK_NS: Final = 100
+TICK_US: Final = TICK_NS / 1e3
 QUANTILES: Final = {"p50": 0.5, "p99": 0.99, "p99.9": 0.999}
 
+PLOTS: Final = {
+    "A read of LSR, one after the other": "LSR, (.*)",
+    f"A read of LSR every {APART} µs": "LSR apart, ((?:one hart|two harts), (?:idle|I/O saturated))",
+    f"A read of LSR every {APART} µs beside a computing thread": (
+        "LSR apart, one hart, beside a computing thread,? ?(.*)"
+    ),
+}
+"""Title -> names of conditions; what is in parentheses names the line."""
+
 _CONTROL, _SAMPLES = RAM_BASE + (1 << 20), RAM_BASE + (2 << 20)
-_TICKS, _COUNTS = 8, 16  # offsets from _CONTROL; the first word counts the harts that have arrived
+# offsets from _CONTROL; the first word counts the harts that have arrived
+_FIRST, _LAST, _COUNTS = 8, 16, 24
 _T0, _T1, _T2, _DEVICE, _AT, _HART, _END, _STEP, _COUNT, _SLOT, _BEGAN = 5, 6, 7, 8, 9, 10, 18, 19, 20, 21, 22
 _TIME = 0xC01
 _MCR, _LOOP = 4, 0x10
@@ -58,12 +73,17 @@ _ACCESSES = {"LSR": (UART.base, "lbu", 5), "RBR": (UART.base, "lbu", 0), "RTC": 
 
 @dataclass(frozen=True)
 class Cell:
-    """One condition to measure under. `beside` is what a second hart reads, `interval` is in seconds."""
+    """One condition to measure under.
+
+    `beside` is what a second hart reads, `apart` the us that each hart computes between accesses, `load` what another
+    thread does ("completions", "computing"), `interval` the thread switch interval, s.
+    """
 
     register: str = "LSR"
     timed: bool = False
     beside: str = ""
-    saturated: bool = False
+    apart: int = 0
+    load: str = ""
     interval: float = CPYTHON_INTERVAL
     accesses: int = 200_000
 
@@ -92,11 +112,10 @@ def program(cell: Cell) -> bytes:
     a("add", rd=_END, rs1=_AT, rs2=_T1)
     a("addi", rd=_STEP, rs1=0, imm=4)
     a("csrrs", rd=_BEGAN, rs1=0, imm=_TIME)
-    _loop(a, "loop", cell.register, cell.timed)
+    _loop(a, "loop", cell.register, cell)
     a("csrrs", rd=_T1, rs1=0, imm=_TIME)
-    a("sub", rd=_T1, rs1=_T1, rs2=_BEGAN)
-    _address(a, _T0, _CONTROL)
-    a("sd", rs1=_T0, rs2=_T1, imm=_TICKS)
+    a("sd", rs1=_SLOT, rs2=_BEGAN, imm=_FIRST)
+    a("sd", rs1=_SLOT, rs2=_T1, imm=_LAST)
     a.li(_T0, 0x10_0000)
     a.li(_T1, 0x5555)
     a("sw", rs1=_T0, rs2=_T1, imm=0)
@@ -104,7 +123,7 @@ def program(cell: Cell) -> bytes:
     a("jal", to="off", rd=0)
     a.label("beside")
     a("addi", rd=_STEP, rs1=0, imm=0)
-    _loop(a, "beside loop", cell.beside or "LSR", cell.timed)
+    _loop(a, "beside loop", cell.beside or "LSR", cell)
     return a.code()
 
 
@@ -116,11 +135,17 @@ def _address(a: Assembly, rd: int, address: int) -> None:
     a("add", rd=rd, rs1=rd, rs2=_T2 if rd != _T2 else _T1)
 
 
-def _loop(a: Assembly, label: str, register: str, timed: bool) -> None:
-    access = _ACCESSES[register]
+def _loop(a: Assembly, label: str, register: str, cell: Cell) -> None:
+    access, timed = _ACCESSES[register], cell.timed
     if access:
         a.li(_DEVICE, access[0])
     a.label(label)
+    if cell.apart:
+        a("csrrs", rd=_T2, rs1=0, imm=_TIME)
+        a("addi", rd=_T2, rs1=_T2, imm=cell.apart * 1000 // TICK_NS)
+        a.label(f"{label}: apart")
+        a("csrrs", rd=_T1, rs1=0, imm=_TIME)
+        a("bltu", to=f"{label}: apart", rs1=_T1, rs2=_T2)
     if register == "RBR":
         a("sb", rs1=_DEVICE, rs2=0, imm=0)  # loopback: what is sent is received
     if timed:
@@ -140,26 +165,36 @@ def _loop(a: Assembly, label: str, register: str, timed: bool) -> None:
 # -- one measurement, in whatever Python this is -----------------------------------------------------------------------
 
 
-class Completions:
-    """Keeps an I/O thread busy between `start` and `stop`."""
+class Load:
+    """What else the process does meanwhile."""
 
-    def __init__(self, board: Board) -> None:
-        self._post, self._door = board.io.call_soon, board.rtc.alarm_due
+    def __init__(self, board: Board, kind: str) -> None:
+        self._post, self._door, self._now = board.io.call_soon, board.rtc.alarm_due, board.clock.now
         self._going = True
-        self.done = 0
-
-    def start(self) -> None:
-        for _ in range(COMPLETIONS):
-            self._post(self._complete)
+        self._times: list[int] = []
+        if kind == "completions":
+            for _ in range(COMPLETIONS):
+                self._post(self._complete)
+        elif kind == "computing":
+            threading.Thread(target=self._compute, daemon=True).start()
 
     def stop(self) -> None:
         self._going = False
 
+    def completions(self, first: int, last: int) -> int:
+        """How many there were between two readings of the guest's clock."""
+        return sum(first * TICK_NS <= time < last * TICK_NS for time in self._times)
+
     def _complete(self) -> None:
         self._door()
-        self.done += 1
+        self._times.append(self._now())
         if self._going:
             self._post(self._complete)
+
+    def _compute(self) -> None:
+        turns = 0
+        while self._going:
+            turns += 1
 
 
 def measure(cell: Cell) -> dict[str, Any]:
@@ -178,24 +213,27 @@ def measure(cell: Cell) -> dict[str, Any]:
     sys.setswitchinterval(cell.interval)
     gc.collect()
     try:
-        completions = Completions(board)
-        if cell.saturated:
-            completions.start()
+        load = Load(board, cell.load)
         board.start()
         if not ended.wait(120) or outcomes[0].report:
             raise SystemExit(f"{cell}: {outcomes or 'did not end'}")
-        completions.stop()
+        load.stop()
         control = board.ram.view[_CONTROL - RAM_BASE :][:64].cast("Q").tolist()
-        samples = board.ram.view[_SAMPLES - RAM_BASE :][: 4 * cell.accesses].cast("I")[WARM_UP:].tolist()
+        samples = (
+            board.ram.view[_SAMPLES - RAM_BASE :][: 4 * cell.accesses]
+            .cast("I")[min(WARM_UP, cell.accesses // 10) :]
+            .tolist()
+        )
     finally:
         sys.setswitchinterval(before)
         board.stop()
-    seconds = control[_TICKS // 8] * 100e-9
+    first, last = control[_FIRST // 8], control[_LAST // 8]
+    seconds = (last - first) * TICK_S
     own, other = control[_COUNTS // 8], control[_COUNTS // 8 + 1]
     result: dict[str, Any] = {"rate": own / seconds, "total": (own + other) / seconds}
-    result["completions"] = completions.done / seconds
+    result["completions"] = load.completions(first, last) / seconds
     if cell.timed:
-        result |= distribution(samples)
+        result |= distribution(samples[min(WARM_UP, cell.accesses // 10) :])
     return result
 
 
@@ -263,31 +301,39 @@ def work() -> int:
 
 def cells(interval: float, free_threaded: bool) -> dict[str, Cell]:
     """What is measured on one build, by name."""
-    rate, latency = Cell(interval=interval), Cell(timed=True, accesses=100_000, interval=interval)
-    busy = replace(latency, saturated=True, accesses=30_000)
+    alone, timed = Cell(interval=interval), Cell(timed=True, accesses=100_000, interval=interval)
     named = {
-        "rate, one hart, nothing else": rate,
-        "rate, beside a hart on the same UART": replace(rate, beside="LSR"),
-        "rate, beside a hart on another device": replace(rate, beside="RTC"),
-        "rate, beside a saturated I/O thread": replace(rate, saturated=True, accesses=50_000),
-        "reading time alone": replace(latency, register="time"),
+        "rate, one hart, nothing else": alone,
+        "rate, beside a hart on the same UART": replace(alone, beside="LSR"),
+        "rate, beside a hart on another device": replace(alone, beside="RTC"),
+        "rate, beside a saturated I/O thread": replace(alone, load="completions"),
+        "reading time alone": replace(timed, register="time"),
     }
     for register in ("LSR", "RBR"):
+        for load, loaded in {"idle": "", "I/O saturated": "completions"}.items():
+            cell = replace(timed, register=register, load=loaded)
+            apart = replace(cell, apart=APART, accesses=5_000)
+            named |= {
+                f"{register}, one hart, {load}": cell,
+                f"{register}, two harts, {load}": replace(cell, beside=register),
+                f"{register} apart, one hart, {load}": apart,
+                f"{register} apart, two harts, {load}": replace(apart, beside=register),
+            }
+    apart = replace(timed, apart=APART, accesses=5_000)
+    if free_threaded:
+        return {**named, "LSR apart, one hart, beside a computing thread": replace(apart, load="computing")}
+    for seconds in INTERVALS:
+        at = f"at {seconds * 1e3:g} ms"
+        slow = replace(apart, load="computing", accesses=min(5_000, int(1.5 / seconds)))
         named |= {
-            f"{register}, one hart, idle": replace(latency, register=register),
-            f"{register}, two harts, idle": replace(latency, register=register, beside=register),
-            f"{register}, one hart, I/O saturated": replace(busy, register=register),
-            f"{register}, two harts, I/O saturated": replace(busy, register=register, beside=register),
+            f"LSR apart, one hart, beside a computing thread, {at}": replace(slow, interval=seconds),
+            f"LSR apart, one hart, I/O saturated, {at}": replace(apart, load="completions", interval=seconds),
+            f"LSR apart, two harts, I/O saturated, {at}": replace(
+                apart, beside="LSR", load="completions", interval=seconds
+            ),
+            f"rate, beside a hart on the same UART, {at}": replace(alone, beside="LSR", interval=seconds),
+            f"rate, beside a saturated I/O thread, {at}": replace(alone, load="completions", interval=seconds),
         }
-    if not free_threaded:
-        for seconds in INTERVALS:
-            name = f"at {seconds * 1e3:g} ms"
-            named[f"{name}, rate, beside a saturated I/O thread"] = replace(
-                rate, saturated=True, accesses=50_000, interval=seconds
-            )
-            named[f"{name}, rate, beside a hart on the same UART"] = replace(rate, beside="LSR", interval=seconds)
-            named[f"{name}, LSR, one hart, I/O saturated"] = replace(busy, interval=seconds)
-            named[f"{name}, LSR, two harts, idle"] = replace(latency, beside="LSR", interval=seconds)
     return named
 
 
@@ -313,7 +359,7 @@ def main() -> int:
         sides: dict[str, Callable[[], dict[str, Any]]] = {}
         plan: dict[str, dict[str, str]] = {}
         for worker in workers:
-            for name, cell in cells(options.interval, "t" in worker.python.name.split()[-1]).items():
+            for name, cell in cells(options.interval, worker.python.free_threaded).items():
                 if options.only in name:
                     side = f"{name}, {worker.python.name}"
                     sides[side] = lambda worker=worker, cell=cell: worker.measure(cell)  # type: ignore[misc]
@@ -323,7 +369,6 @@ def main() -> int:
     finally:
         for worker in workers:
             worker.close()
-    say("")
     report.facts["conditions"] = str(quiet)
     for name, by_python in plan.items():
         results = {python: samples[side] for python, side in by_python.items()}
@@ -355,10 +400,11 @@ def _add_latency(report: Report, name: str, results: dict[str, list[dict[str, An
         for what in ("mean", *QUANTILES, "max")
     }
     report.add(Figure(f"latency, {name}", "us", columns))
-    curves = report.curves.setdefault("latency", {})
-    for python, taken in results.items():
-        middle = sorted(taken, key=lambda result: float(result["p99"]))[len(taken) // 2]
-        curves[f"{name}, {python}"] = middle["curve"]
+    for title, pattern in PLOTS.items():
+        if match := re.fullmatch(pattern, name):
+            for python, taken in results.items():
+                middle = sorted(taken, key=lambda result: float(result["p99"]))[len(taken) // 2]
+                report.curves.setdefault(title, {})[f"{match[1] or 'no interval'}, {python}"] = middle["curve"]
 
 
 if __name__ == "__main__":

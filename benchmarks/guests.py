@@ -61,6 +61,10 @@ class Python:
     name: str
     build: str
 
+    @property
+    def free_threaded(self) -> bool:
+        return self.name.endswith("t")
+
     @classmethod
     def at(cls, path: Path) -> Python:
         """Asks the interpreter. One that cannot import the project, or whose GIL came back, ends the program."""

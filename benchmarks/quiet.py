@@ -10,6 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+from benchmarks.progress import say
+
 T = TypeVar("T")
 
 LIMIT = 0.08
@@ -85,12 +87,16 @@ class Quiet:
         return value
 
     def _wait(self) -> None:
+        said = False
         while self._left > 0:
             span = _Span()
             time.sleep(LOOK_S)
             if span.share() <= LIMIT:
                 return
             self._left -= LOOK_S
+            if not said:
+                say(f"waiting: others take {span.share():.0%} of a processor; for at most {self._left:.0f} s more")
+                said = True
 
     def __str__(self) -> str:
         if not self._shares:

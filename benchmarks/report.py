@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
+from benchmarks.progress import done, say
 from benchmarks.quiet import Quiet
 
 T = TypeVar("T")
@@ -51,12 +52,6 @@ def _lines(path: str) -> list[str]:
         return []
 
 
-def say(text: str) -> None:
-    """Progress, on standard error: one line that is overwritten at a terminal, one after the other elsewhere."""
-    terminal = sys.stderr.isatty()
-    print(f"\r\x1b[K{text}" if terminal else text, end="" if terminal else "\n", file=sys.stderr, flush=True)
-
-
 def alternate(sides: Mapping[str, Callable[[], T]], rounds: int, quiet: Quiet | None = None) -> dict[str, list[T]]:
     """What each side returned in each round. The sides run in turn, in the opposite order every other round."""
     samples: dict[str, list[T]] = {name: [] for name in sides}
@@ -68,8 +63,7 @@ def alternate(sides: Mapping[str, Callable[[], T]], rounds: int, quiet: Quiet | 
             else:
                 say(f"round {index + 1} of {rounds}: {name}")
                 samples[name].append(quiet.sample(sides[name]))
-    if quiet is not None and sys.stderr.isatty():
-        say("")
+    done()
     return samples
 
 
