@@ -239,6 +239,7 @@ SHARED = Struct(
         # -- doorbells: stores that only write an eventfd ---------------------------------------------------------
         ("doorbell_count", "i64"),
         ("doorbell_addr", "i64", MAX_DOORBELLS),
+        ("doorbell_size", "i64", MAX_DOORBELLS),
         ("doorbell_value", "i64", MAX_DOORBELLS),  # -1: any
         ("doorbell_fd", "i64", MAX_DOORBELLS),
         ("one", "i64"),  # what is written to an eventfd

@@ -343,6 +343,7 @@ class SoftwareBackend:
         bells = list(doorbells)[:MAX_DOORBELLS]  # one too many still works, by an exit
         for i, bell in enumerate(bells):
             self.shared["doorbell_addr", i] = bell.gpa
+            self.shared["doorbell_size", i] = bell.size
             self.shared["doorbell_value", i] = _NEVER if bell.value is None else bell.value
             self.shared["doorbell_fd", i] = bell.fd
         self.shared["doorbell_count"] = len(bells)

@@ -248,14 +248,15 @@ def _mmio(native: Native) -> None:
     exit_for_mmio(native, st, Exit.MMIO_READ, pa, size, 0)
     f.ret(0)
 
-    f, st, (va, pa, size, value) = native.plain("mmio_store")
+    f, st, (va, pa, size, register) = native.plain("mmio_store")
+    value = register & (f.const(-1) >> ((8 - size) << 3))
     shared = shared_of(st)
     with f.if_((pa & (size - 1)).ne(0)):
         refuse(Cause.STORE_MISALIGNED)
         f.ret()
     offset = pa - shared.get("plic_base")
     with f.if_(offset.ltu(PLIC_SIZE) & size.eq(4)):
-        native.call(st, "plic_store", offset, value & 0xFFFF_FFFF)
+        native.call(st, "plic_store", offset, value)
         f.ret()
     offset = pa - shared.get("clint_base")
     with f.if_(offset.ltu(CLINT_SIZE) & size.geu(4)):
@@ -267,7 +268,7 @@ def _mmio(native: Native) -> None:
         st.set("mmio_state", Mmio.IDLE)
         f.ret()
     with f.for_range(f.min_u(shared.get("doorbell_count"), f.const(MAX_DOORBELLS))) as i:
-        with f.if_(shared.get("doorbell_addr", i).eq(pa)):
+        with f.if_(shared.get("doorbell_addr", i).eq(pa) & shared.get("doorbell_size", i).eq(size)):
             key = shared.get("doorbell_value", i)
             with f.if_(key.eq(-1) | key.eq(value)):
                 f.call_ptr(

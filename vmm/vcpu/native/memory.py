@@ -274,10 +274,23 @@ def _store_by_size(f: Function, host: Val, size: Val, value: Val) -> None:
             f.store(value.trunc(ty), host.to_ptr(), align=1)
 
 
+def _parts(va: Val, size: Val) -> tuple[Val, Val]:
+    """Where the two parts of an access across a page boundary begin: what a fault of either reports."""
+    return va, (va + size - 1) & PAGE_MASK
+
+
 def _slow_load(native: Native) -> None:
     """(st, va, size) -> bytes, zero-extended; `fault` tells."""
     f, st, (va, size) = native.plain("slow_load")
-    with f.if_(((va & (PAGE - 1)) + size).gtu(PAGE)):  # across a page boundary: byte by byte
+    shared = shared_of(st)
+    with f.if_(((va & (PAGE - 1)) + size).gtu(PAGE)):  # across a page boundary: byte by byte, of RAM alone
+        for part in _parts(va, size):
+            pa = native.call(st, "translate", part, READ)
+            with f.if_(st.get("fault").ne(0)):
+                f.ret(0)
+            with f.if_((pa - shared.get("ram_base")).geu(shared.get("ram_size"))):
+                native.call(st, "set_fault", Cause.LOAD_ACCESS, part)
+                f.ret(0)
         out = f.var("i64", 0)
         with f.for_range(size) as i:
             byte = native.call(st, "slow_load", va + i, 1)
@@ -292,7 +305,6 @@ def _slow_load(native: Native) -> None:
     with f.if_(native.call(st, "pmp_allows", pa, size, READ, eff) ^ 1):
         native.call(st, "set_fault", Cause.LOAD_ACCESS, va)
         f.ret(0)
-    shared = shared_of(st)
     offset = pa - shared.get("ram_base")
     with f.if_(offset.geu(shared.get("ram_size"))):
         f.ret(native.call(st, "mmio_load", va, pa, size))
@@ -364,10 +376,10 @@ def _writes(native: Native) -> None:
     f, st, (va, size, value) = native.plain("slow_store")
     with f.if_(((va & (PAGE - 1)) + size).gtu(PAGE)):
         # All of it must be writable before any of it is written.
-        for edge in (va, va + size - 1):
-            with f.if_(native.call(st, "write_begin", edge, 1).eq(0)):
+        for part in _parts(va, size):
+            with f.if_(native.call(st, "write_begin", part, 1).eq(0)):
                 with f.if_(st.get("fault").eq(0)):
-                    native.call(st, "set_fault", Cause.STORE_ACCESS, va)
+                    native.call(st, "set_fault", Cause.STORE_ACCESS, part)
                 f.ret()
         with f.for_range(size) as i:
             native.call(st, "slow_store", va + i, 1, value >> (i << 3))
