@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from vmm.codegen.ir import Ref
-from vmm.vcpu.layout import HART, SIGNAL_MARK, SIGNAL_STACK, Exit
+from vmm.vcpu.layout import HART, POLL_IRQ, SIGNAL_MARK, SIGNAL_STACK, Exit
 from vmm.vcpu.native.abi import Native
 
 _SAVED = ("rbx", "rbp", "r12", "r13", "r14", "r15")
@@ -52,6 +52,9 @@ def _enter_guest(native: Native) -> None:
     _exchange_mxcsr(st, "host_mxcsr", "mxcsr")
     st.set("exit_reason", Exit.NONE)
     n = native.call(st, "grant")
+    # `grant` has looked at the timers. A hart that exits before each end of a slice would never look at them otherwise.
+    with f.if_(native.call(st, "pending").ges(0)):
+        f.rmw("or", st.addr("poll"), f.const(POLL_IRQ, "i32"))
     idle = st.get("mmio_state").eq(0)
     with f.if_else(idle) as e:
         f.call(native.go["jump"], st.ptr, st.get("pc").to_ptr(), n, st.get("dtlb_now"))
