@@ -19,7 +19,7 @@ from vmm.vcpu.native.abi import HANDLER_CC, HANDLER_PARAMS, Frame, Native
 from vmm.vcpu.native.csr import FS, IRQ_STATE, read_mxcsr, rounding_control, write_mxcsr
 from vmm.vcpu.native.decoder import HANDLERS, INDEX, Variant, handler_name
 from vmm.vcpu.native.fusion import FUSED, Pair
-from vmm.vcpu.native.memory import ADDEND, PAGE_MASK, RTAG, WTAG, tlb_index
+from vmm.vcpu.native.memory import ADDEND, PAGE_MASK, RTAG, WTAG, data_privilege, tlb_index
 
 _ATOMIC_TYPE = {1: "i8", 2: "i16", 4: "i32", 8: "i64"}
 _CSR_OPS = {"write": 0, "set": 1, "clear": 2}
@@ -394,12 +394,16 @@ class Interpreted:
         self._illegal_if(~(by_m & by_s))
 
     def _cbo_manage(self, mask: int) -> None:
-        """There is no cache to manage: only the faults are real, and they are a store's."""
+        """There is no cache to manage: only the faults are real, and they are a store's (CMO spec 1.0.1, 2.5)."""
         self._cbo_allowed(mask)
         h, f, st = self.h, self.f, self.h.st
-        h.call("translate", self.rs1, READ)
+        pa = h.call("translate", self.rs1, READ)
         with f.if_(st.get("fault").ne(0), likely=False):
             st.set("fault", st.get("fault") + (Cause.STORE_PAGE - Cause.LOAD_PAGE))
+            self._fault()
+        privilege = data_privilege(st, st.get("prv"), st.get("mstatus"))
+        with f.if_(~h.call("pmp_allows", pa & -_BLOCK, _BLOCK, READ, privilege), likely=False):
+            h.call("set_fault", Cause.STORE_ACCESS, self.rs1)
             self._fault()
 
     def _cbo_inval(self) -> None:
@@ -416,8 +420,8 @@ class Interpreted:
         h, f, st = self.h, self.f, self.h.st
         host = h.call("write_begin", self.rs1 & -_BLOCK, _BLOCK)
         with f.if_(host.eq(0), likely=False):
-            with f.if_(st.get("fault").eq(0)):
-                h.call("set_fault", Cause.STORE_ACCESS, self.rs1)
+            cause = f.select(st.get("fault").eq(0), f.const(Cause.STORE_ACCESS), st.get("fault"))
+            h.call("set_fault", cause, self.rs1)  # not the block's own address
             self._fault()
         for at in range(0, _BLOCK, 8):
             f.store(f.const(0), host.to_ptr(), at, order="monotonic")
