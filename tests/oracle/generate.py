@@ -103,7 +103,7 @@ class Pools:
         kind = r.random()
         if kind < 0.45:
             return r.choice(INTEGERS)
-        bits = r.getrandbits(64) >> (r.randrange(64) if kind < 0.75 else 0)
+        bits: int = r.getrandbits(64) >> (r.randrange(64) if kind < 0.75 else 0)
         return bits ^ U64 if kind < 0.6 else bits
 
     def _pack(self, values: Iterable[int]) -> bytes:

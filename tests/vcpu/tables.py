@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 
+from vmm.fabric.atomics import atomics
 from vmm.fabric.ram import Ram
 
 V, R, W, X, U, G, A, D = (1 << n for n in range(8))
@@ -41,7 +42,8 @@ class PageTables:
         return int(entry)
 
     def set_entry(self, at: int, entry: int) -> None:
-        struct.pack_into("<Q", self._ram.view, at - self._ram.base, entry)
+        """In one store: a hart may be walking."""
+        atomics().store64(self._ram.host + at - self._ram.base, entry)
         self._ram.written(at, 8)
 
     def _table(self) -> int:
