@@ -27,6 +27,7 @@ RAM_BASE = 0x8000_0000
 T0 = 5
 
 _INTEGER, _FLOATING = register_names()
+_ROUNDING = {"rne": 0, "rtz": 1, "rdn": 2, "rup": 3, "rmm": 4, "dyn": 7}
 _SIGNED = 1 << 63
 
 #: Shorter spellings, as `gas` knows them.
@@ -139,8 +140,6 @@ def _instruction(mnemonic: str, rest: str, pc: int, names: Mapping[str, int], fi
         raise ValueError(f"is not of the form {insn.syntax!r}")
     for word, text in zip(re.findall(r"\w+", insn.syntax), match.groups(), strict=True):
         operands[WORDS[word]] = _operand(word, text, pc, names, final)
-    if "rm" in operands or "rm" in insn.operands:
-        operands.setdefault("rm", 7)
     return insn.encode(**operands)
 
 
@@ -152,6 +151,8 @@ def _operand(word: str, text: str, pc: int, names: Mapping[str, int], final: boo
             return _FLOATING.index(text)
         case "csr" if text in NUMBERS:
             return NUMBERS[text]
+        case "rm":
+            return _ROUNDING[text]
         case "pred" | "succ":
             return sum(1 << "wroi".index(letter) for letter in text)
         case "target":

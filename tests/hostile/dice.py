@@ -80,12 +80,12 @@ class Dice(random.Random):
         ) % (1 << 64)
 
     def value(self) -> int:
-        """Nothing in it points into the memory of the scripted program."""
+        """Nothing in it points into the memory of the scripted program, nor is the number of one of its pages."""
         match self.randrange(6):
             case 0:
                 return self.getrandbits(64)
             case 1:
-                return 1 << self.randrange(64)
+                return 1 << self.choice([bit for bit in range(64) if bit not in (19, 31)])
             case 2:
                 return self.place(self.choice([1, 16, 4096]))
             case 3:

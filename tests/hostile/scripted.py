@@ -47,11 +47,13 @@ _OPERATIONS = {
     "satp_only": "csrw satp, a1",
     "fence_address": "sfence.vma a0, zero",
     "fence_i": "fence.i",
-    "call": "jalr ra, 0(a0)",
     "interrupts": "csrw mie, a1",
     "enable": "csrs mstatus, a1",
     "wfi": "wfi",
+    "delegate": "csrw medeleg, a1; csrw mideleg, a1",
+    "stvec": "csrw stvec, a1",
     "until": "j until",
+    "spin": "j spin",
     "again": "j again",
     "leave": "j leave",
     "end": "j end",
@@ -91,6 +93,9 @@ _RUNNER = """
             j     next
 
     until:  ld    t1, 0(a0); bltu t1, a1, until     # another hart puts a1 or more there
+            j     next
+
+    spin:   addi  a1, a1, -1; bnez a1, spin         # a1 times
             j     next
 
             # to a0 in mode a1 (bits 1:0), for a1 >> 2 ticks at most
