@@ -3,12 +3,18 @@
 Callbacks hold nothing when they start and must not block; what blocks goes to `Workers`. The thread sleeps in
 epoll_wait() until something is due, so an idle machine's I/O thread uses no CPU. Its timers are due at whole
 milliseconds, rounded up: epoll knows no finer.
+
+Before it sleeps it looks, and looking keeps the GIL. A look that gave it up for a microsecond each turn would starve
+whoever waits for it: each release wakes the waiter, which needs 40 us to wake, finds the GIL taken, and starts its
+waiting time anew, so it never gets to ask for it (VCPUs waited up to 1.6 s: docs/adr/0001-first-measurement.md).
 """
 
 from __future__ import annotations
 
+import ctypes
 import os
 import select
+import struct
 import sys
 import threading
 import time
@@ -26,6 +32,11 @@ from vmm.fabric.threads import name_os_thread
 _LONGEST_SLEEP_S: Final = 3600.0
 _READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
 _WRITABLE: Final = select.EPOLLOUT | select.EPOLLHUP | select.EPOLLERR
+
+_EVENT: Final = struct.Struct("<III")  # struct epoll_event, packed on x86-64: events, and 64 bits of ours: the fd
+_MOST_EVENTS: Final = 64
+_epoll_wait: Final = ctypes.PyDLL(None).epoll_wait
+_epoll_wait.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
 
 Callback = Callable[[], None]
 
@@ -79,6 +90,7 @@ class IoThread:
         self._on_error = on_error
         self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
         self._epoll = select.epoll()
+        self._events = ctypes.create_string_buffer(_MOST_EVENTS * _EVENT.size)
         self._wake_fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
         self._epoll.register(self._wake_fd, select.EPOLLIN)
         # Closed with the last reference, not in stop(): late callers must never write to a number that was reused.
@@ -196,9 +208,16 @@ class IoThread:
     def _main(self) -> None:
         name_os_thread(self.name)
         while not (self._stopping and not self._soon):
-            ready = self._epoll.poll(self._sleep_s())
+            sleep = self._sleep_s()
+            ready = self._look() or (self._epoll.poll(sleep) if sleep else [])
             with self._around:
                 self._turn(ready)
+
+    def _look(self) -> list[tuple[int, int]]:
+        """What is ready now, as (fd, events)."""
+        found: int = _epoll_wait(self._epoll.fileno(), self._events, _MOST_EVENTS, 0)
+        events = memoryview(self._events)[: max(found, 0) * _EVENT.size]
+        return [(fd, mask) for mask, fd, _ in _EVENT.iter_unpack(events)]
 
     def _sleep_s(self) -> float:
         if self._soon or self._stopping:

@@ -6,6 +6,7 @@ leave looks at the predicate before it goes back in, so no wake-up can be lost b
 
 from __future__ import annotations
 
+import sys
 import threading
 import traceback
 from collections.abc import Callable, Iterator
@@ -14,12 +15,17 @@ from typing import Protocol
 
 from vmm.errors import InternalError
 from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
-from vmm.fabric.threads import name_os_thread
+from vmm.fabric.threads import name_os_thread, wait_exactly
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
 
 # As plain integers: to look up and compare a member of an enumeration costs 80 ns, a tenth of what Python does an exit.
 _MMIO_READ, _MMIO_WRITE, _MMIO_DONE, _MMIO_FAULT = map(int, (Exit.MMIO_READ, Exit.MMIO_WRITE, Mmio.DONE, Mmio.FAULT))
+
+SWITCH_INTERVAL_S = 50e-6
+"""How long a thread that waits for the GIL lets another one run Python before it asks for it: an exit beside a busy I/O
+thread waits that long and 40 us of hand-off. CPython's own 5 ms are made for programs that only compute
+(docs/adr/0001-first-measurement.md)."""
 
 
 class SbiCalls(Protocol):
@@ -157,6 +163,7 @@ class VcpuThread:
 
     def start(self) -> None:
         catch_host_faults()
+        sys.setswitchinterval(min(sys.getswitchinterval(), SWITCH_INTERVAL_S))
         self._thread.start()
 
     def join(self, timeout: float | None = None) -> bool:
@@ -167,6 +174,7 @@ class VcpuThread:
 
     def _main(self) -> None:
         name_os_thread(self.name)
+        wait_exactly()  # the wait for the GIL is a timed one, and so is WFI
         signals = SignalStack(self.vcpu.address)
         try:
             while self._gate.enter(self):
