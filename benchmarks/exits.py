@@ -40,6 +40,7 @@ from vmm.machine.config import Config
 from vmm.machine.lifecycle import Outcome
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import RAM_BASE, RTC, UART, Board
+from vmm.vcpu.thread import SWITCH_INTERVAL_S
 
 BOUND: Final = 250_000
 CPYTHON_INTERVAL: Final = 5e-3
@@ -47,6 +48,8 @@ INTERVALS: Final = (CPYTHON_INTERVAL, 1e-3, 1e-4, 5e-5)
 COMPLETIONS: Final = 32
 """Completions in flight: as many callbacks run in one turn of the I/O thread."""
 WARM_UP: Final = 2_000
+LOOK: Final = 8
+"""Accesses between two looks at whether the time is over."""
 APART: Final = 100
 """us. At 10,000 exits a second a hart is outside of Python most of the time: others take the GIL meanwhile."""
 TICK_NS: Final = 100
@@ -65,7 +68,7 @@ PLOTS: Final = {
 _CONTROL, _SAMPLES = RAM_BASE + (1 << 20), RAM_BASE + (2 << 20)
 # offsets from _CONTROL; the first word counts the harts that have arrived
 _FIRST, _LAST, _COUNTS = 8, 16, 24
-_T0, _T1, _T2, _DEVICE, _AT, _HART, _END, _STEP, _COUNT, _SLOT, _BEGAN = 5, 6, 7, 8, 9, 10, 18, 19, 20, 21, 22
+_T0, _T1, _T2, _DEVICE, _AT, _HART, _END, _STEP, _COUNT, _SLOT, _BEGAN, _UNTIL = 5, 6, 7, 8, 9, 10, *range(18, 24)
 _TIME = 0xC01
 _MCR, _LOOP = 4, 0x10
 _ACCESSES = {"LSR": (UART.base, "lbu", 5), "RBR": (UART.base, "lbu", 0), "RTC": (RTC.base, "lw", 0), "time": None}
@@ -76,7 +79,8 @@ class Cell:
     """One condition to measure under.
 
     `beside` is what a second hart reads, `apart` the us that each hart computes between accesses, `load` what another
-    thread does ("completions", "computing"), `interval` the thread switch interval, s.
+    thread does ("completions", "computing"), `interval` the thread switch interval, s, where it is not to be the
+    machine's own. It ends after so many accesses, or so many seconds.
     """
 
     register: str = "LSR"
@@ -84,8 +88,9 @@ class Cell:
     beside: str = ""
     apart: int = 0
     load: str = ""
-    interval: float = CPYTHON_INTERVAL
+    interval: float | None = None
     accesses: int = 200_000
+    seconds: float = 1.0
 
 
 # -- the guest ---------------------------------------------------------------------------------------------------------
@@ -111,8 +116,11 @@ def program(cell: Cell) -> bytes:
     a.li(_T1, 4 * cell.accesses)
     a("add", rd=_END, rs1=_AT, rs2=_T1)
     a("addi", rd=_STEP, rs1=0, imm=4)
+    a.li(_UNTIL, int(cell.seconds / TICK_S))
     a("csrrs", rd=_BEGAN, rs1=0, imm=_TIME)
+    a("add", rd=_UNTIL, rs1=_UNTIL, rs2=_BEGAN)
     _loop(a, "loop", cell.register, cell)
+    a.label("loop: over")
     a("csrrs", rd=_T1, rs1=0, imm=_TIME)
     a("sd", rs1=_SLOT, rs2=_BEGAN, imm=_FIRST)
     a("sd", rs1=_SLOT, rs2=_T1, imm=_LAST)
@@ -123,7 +131,9 @@ def program(cell: Cell) -> bytes:
     a("jal", to="off", rd=0)
     a.label("beside")
     a("addi", rd=_STEP, rs1=0, imm=0)
+    a("addi", rd=_UNTIL, rs1=0, imm=-1)
     _loop(a, "beside loop", cell.beside or "LSR", cell)
+    a.label("beside loop: over")
     return a.code()
 
 
@@ -159,6 +169,11 @@ def _loop(a: Assembly, label: str, register: str, cell: Cell) -> None:
     a("addi", rd=_COUNT, rs1=_COUNT, imm=1)
     a("sd", rs1=_SLOT, rs2=_COUNT, imm=_COUNTS)
     a("add", rd=_AT, rs1=_AT, rs2=_STEP)
+    a("andi", rd=_T1, rs1=_COUNT, imm=LOOK - 1)
+    a("bne", to=f"{label}: on", rs1=_T1, rs2=0)
+    a("csrrs", rd=_T1, rs1=0, imm=_TIME)
+    a("bgeu", to=f"{label}: over", rs1=_T1, rs2=_UNTIL)
+    a.label(f"{label}: on")
     a("bne", to=label, rs1=_AT, rs2=_END)
 
 
@@ -209,23 +224,19 @@ def measure(cell: Cell) -> dict[str, Any]:
     with file_of(program(cell)) as bios:
         config = Config(bios=bios, smp=2 if cell.beside else 1, mem=64 << 20)
         board = Board(config, make_harts=SoftwareHarts, ended=end, restart=ended.set, commands={})
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(cell.interval)
     gc.collect()
     try:
         load = Load(board, cell.load)
         board.start()
+        if cell.interval:
+            sys.setswitchinterval(cell.interval)
         if not ended.wait(120) or outcomes[0].report:
             raise SystemExit(f"{cell}: {outcomes or 'did not end'}")
         load.stop()
         control = board.ram.view[_CONTROL - RAM_BASE :][:64].cast("Q").tolist()
-        samples = (
-            board.ram.view[_SAMPLES - RAM_BASE :][: 4 * cell.accesses]
-            .cast("I")[min(WARM_UP, cell.accesses // 10) :]
-            .tolist()
-        )
+        samples = board.ram.view[_SAMPLES - RAM_BASE :][: 4 * cell.accesses].cast("I").tolist()
     finally:
-        sys.setswitchinterval(before)
+        sys.setswitchinterval(CPYTHON_INTERVAL)  # the next machine sets its own
         board.stop()
     first, last = control[_FIRST // 8], control[_LAST // 8]
     seconds = (last - first) * TICK_S
@@ -233,7 +244,7 @@ def measure(cell: Cell) -> dict[str, Any]:
     result: dict[str, Any] = {"rate": own / seconds, "total": (own + other) / seconds}
     result["completions"] = load.completions(first, last) / seconds
     if cell.timed:
-        result |= distribution(samples[min(WARM_UP, cell.accesses // 10) :])
+        result |= distribution(samples[min(WARM_UP, own // 10) : own])
     return result
 
 
@@ -299,9 +310,9 @@ def work() -> int:
     return 0
 
 
-def cells(interval: float, free_threaded: bool) -> dict[str, Cell]:
+def cells(free_threaded: bool) -> dict[str, Cell]:
     """What is measured on one build, by name."""
-    alone, timed = Cell(interval=interval), Cell(timed=True, accesses=100_000, interval=interval)
+    alone, timed = Cell(), Cell(timed=True, accesses=100_000)
     named = {
         "rate, one hart, nothing else": alone,
         "rate, beside a hart on the same UART": replace(alone, beside="LSR"),
@@ -342,9 +353,6 @@ def main() -> int:
     options_parser.add_argument(
         "--python", type=Path, action="append", metavar="PATH", help="measure on this Python (again for more of them)"
     )
-    options_parser.add_argument(
-        "--interval", type=float, default=sys.getswitchinterval(), metavar="SECONDS", help="thread switch interval"
-    )
     options_parser.add_argument("--only", default="", metavar="TEXT", help="conditions with this in their names")
     options_parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = options_parser.parse_args()
@@ -354,12 +362,12 @@ def main() -> int:
     quiet = Quiet(options.patience)
     workers = [Worker(python) for python in pythons(options.python)]
     report.facts["pythons"] = {worker.python.name: worker.python.build for worker in workers}
-    report.facts["switch interval"] = f"{options.interval * 1e3:g} ms"
+    report.facts["thread switch interval"] = f"{SWITCH_INTERVAL_S * 1e3:g} ms unless said otherwise"
     try:
         sides: dict[str, Callable[[], dict[str, Any]]] = {}
         plan: dict[str, dict[str, str]] = {}
         for worker in workers:
-            for name, cell in cells(options.interval, worker.python.free_threaded).items():
+            for name, cell in cells(worker.python.free_threaded).items():
                 if options.only in name:
                     side = f"{name}, {worker.python.name}"
                     sides[side] = lambda worker=worker, cell=cell: worker.measure(cell)  # type: ignore[misc]

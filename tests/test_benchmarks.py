@@ -1,0 +1,61 @@
+"""The benchmarks' own machinery: what they measure with, and the page that shows it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from benchmarks import page, quiet
+from benchmarks.exits import Cell, distribution, measure
+from benchmarks.plot import svg
+from benchmarks.quiet import Quiet
+
+
+def test_the_page_shows_the_committed_results() -> None:
+    assert page.write(page.RESULTS, page.PAGE, check=True) == 0
+
+
+def test_a_guest_that_exits_is_measured() -> None:
+    timed = measure(Cell(timed=True, beside="RTC", load="completions", accesses=200))
+    assert timed["rate"] > 0
+    assert timed["total"] > timed["rate"]
+    assert 0 < timed["p50"] <= timed["p99"] <= timed["max"] + 0.1
+    assert "p50" not in measure(Cell(accesses=200))
+
+
+def test_a_register_that_syncs_and_accesses_apart_are_measured() -> None:
+    apart = Cell(register="RBR", timed=True, apart=50, accesses=100)
+    assert measure(apart)["rate"] < 1e6 / 50
+    assert measure(replace(apart, register="time"))["p50"] < measure(apart)["p50"]
+
+
+def test_percentiles_are_interpolated_within_a_tick() -> None:
+    taken = distribution([20] * 60 + [21] * 39 + [500])
+    assert taken["p50"] == pytest.approx(1.95 + 0.1 * 50 / 60)
+    assert taken["p99"] == pytest.approx(2.15)
+    assert taken["max"] == 50.0
+
+
+def test_a_disturbed_sample_is_taken_again_while_there_is_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = iter([0.0, 0.9, 0.0, 0.01, 0.9])  # before, beside, before, beside; beside the second sample
+
+    class Span:
+        def share(self) -> float:
+            return next(shares)
+
+    monkeypatch.setattr(quiet, "_Span", Span)
+    monkeypatch.setattr(quiet, "LOOK_S", 0.0)
+    patient = Quiet(60)
+    values = iter(["disturbed", "good", "with no patience left"])
+    assert patient.sample(lambda: next(values)) == "good"
+    patient._left = 0
+    assert patient.sample(lambda: next(values)) == "with no patience left"
+    assert str(patient).endswith("1 disturbed samples repeated")
+
+
+def test_a_plot_holds_every_line() -> None:
+    picture = svg("<latency>", {"idle, Python 3.11": [(1.4, 0.5), (900.0, 1e-4)], "idle, Python 3.13t": [(2.0, 0.5)]})
+    assert "&lt;latency&gt;" in picture
+    assert picture.count('class="l"') == 4
+    assert picture.count("stroke-dasharray") == 2
