@@ -21,7 +21,7 @@ _IN_GADGETS = Flag.BRANCH | Flag.JAL | Flag.JALR | Flag.CSR
 _MEMORY = Flag.LOAD | Flag.STORE | Flag.AMO
 _SP = 2
 
-INTEGERS = sorted(
+INTEGERS: list[int] = sorted(
     {
         *(n & U64 for n in range(-3, 4)),
         *((1 << k) + d & U64 for k in (7, 8, 11, 12, 15, 16, 31, 32, 33, 52, 53, 62, 63) for d in (-1, 0, 1)),
