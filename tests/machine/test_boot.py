@@ -107,6 +107,18 @@ def test_the_initrd_lies_behind_the_kernel_and_the_device_tree_is_told_where(tmp
     assert ram.bytes_at(start, end - start) == archive
 
 
+def test_the_initrd_leaves_the_room_behind_the_kernel_to_firmware_where_it_can(tmp_path: Path) -> None:
+    files = {
+        "kernel": saved(tmp_path, "Image", image(image_size=31 * MIB)),
+        "initrd": saved(tmp_path, "initrd", cpio(("init", bytes(MIB)))),
+    }
+    starts = []
+    for mib in (512, 64, 40):
+        (piece,) = (piece for piece in layout(**files, mib=mib).pieces if piece.what == "initrd")
+        starts.append(piece.address - RAM_BASE)
+    assert starts == [128 * MIB, 34 * MIB, 34 * MIB]
+
+
 @pytest.mark.parametrize("mib", [32, 48, 128, 1024, 4096])
 def test_no_two_pieces_share_a_byte_and_all_lie_in_ram(tmp_path: Path, mib: int) -> None:
     boot = layout(

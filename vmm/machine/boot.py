@@ -43,6 +43,7 @@ ROM_SIZE = 0xF000
 
 _FW_DYNAMIC_MAGIC = 0x4942_534F
 _FW_DYNAMIC_VERSION = 2
+_INITRD_ABOVE = 128 * MIB
 _FW_DYNAMIC_S_MODE = 1
 _FW_DYNAMIC_OFFSET = 0x28
 
@@ -255,13 +256,20 @@ def _firmware(file: BootFile, place: _Placer) -> int:
 
 
 def _initrd(file: BootFile, place: _Placer) -> tuple[int, int]:
-    """Places the initial RAM disk behind everything else; returns (first, one past last) of its addresses."""
+    """Places the initial RAM disk behind everything else; returns (first, one past last) of its addresses.
+
+    Where there is room it leaves the first half of RAM, at most 128 MiB, as on QEMU's board: firmware puts its own
+    things there (Debian's fw_jump copies the device tree to 0x82200000).
+    """
     try:
         with mmap.mmap(file.fd, file.size, prot=mmap.PROT_READ) as mapped, memoryview(mapped) as data:
             check_initrd(data)
     except NotAnInitrd as problem:
         raise file.error(f"{problem}: give a whole initramfs, such as `vmm-run debian` makes") from None
     address = _align(place.top, BOUNDARY)
+    higher = _align(place.base + min((place.end - place.base) // 2, _INITRD_ABOVE), BOUNDARY)
+    if address < higher and higher + file.size + BOUNDARY <= place.end:
+        address = higher
     place.put("initrd", file, address, file.size, Slice(file, 0, file.size))
     return address, address + file.size
 
