@@ -100,7 +100,11 @@ def test_only_the_machine_names_concrete_devices() -> None:
 
 
 def test_guests_need_nothing_of_the_machine() -> None:
-    wrong = [where for source, target, where in arrows() if source == "guests" and target not in ("cachedir", "errors", "vmm")]
+    wrong = [
+        where
+        for source, target, where in arrows()
+        if source == "guests" and target not in ("cachedir", "errors", "vmm")
+    ]
     assert not wrong, "\n".join(wrong)
 
 
