@@ -205,7 +205,8 @@ GUESTS = (
         "boot Debian's stock riscv64 kernel with busybox to a shell",
         "Fetches Debian's stock riscv64 kernel and busybox with the host's apt (as any user; signatures are checked), "
         "keeps them in the user's cache and boots them to a shell on the terminal. Without a terminal the guest prints "
-        "its own report of CPUs, memory, disk and uptime, and powers off.",
+        "its own report of CPUs, memory, disk and uptime, and powers off. Unless --drive gives another it has an empty "
+        "disk of 256 MiB, which forgets what was written.",
         frozenset({"kernel", "initrd"}),
         (
             Option("cache-dir", "DIR", _file, "where to keep what was fetched; ~/.cache/vmm unless said otherwise"),

@@ -24,7 +24,7 @@ from vmm.guests import debian, demo
 from vmm.host.terminal import Command
 from vmm.host.transcript import ExpectError
 from vmm.machine import virt
-from vmm.machine.config import Config
+from vmm.machine.config import Config, Drive
 from vmm.machine.lifecycle import Outcome, Reason, Request, State
 from vmm.machine.machine import Machine
 from vmm.vcpu.software import native_code
@@ -170,6 +170,7 @@ def _debian(settings: Settings) -> Settings:
     return {
         "smp": DEBIAN_HARTS,
         "mem": DEBIAN_MEM,
+        "drive": (Drive(made.scratch_disk(), snapshot=True, id="scratch"),),
         **settings,
         "kernel": made.kernel,
         "initrd": made.initrd,

@@ -40,6 +40,7 @@ MODULES = (
 #: Space for the unpacked kernel and the initramfs while they are made, in bytes.
 GUEST_SIZE = 100 << 20
 KEPT_GUESTS = 3
+SCRATCH_SIZE = 256 << 20
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,16 @@ class DebianGuest:
     def report_append(self) -> str:
         """Command line for a guest that prints its own report and powers off."""
         return f"{self.default_append} vmm.report"
+
+    def scratch_disk(self) -> Path:
+        """A sparse image of `SCRATCH_SIZE` zeros, for a disk that forgets. HostError if it cannot be made."""
+        path = self.kernel.with_name("scratch.img")
+        try:
+            with path.open("ab") as image:
+                image.truncate(SCRATCH_SIZE)
+        except OSError as error:
+            raise HostError(f"cache: cannot make {path}: {error.strerror}") from None
+        return path
 
     def run_append(self, script: str) -> str:
         """Command line for a guest that runs a shell script, prints "vmm: exit=N" and powers off with code N.
