@@ -21,15 +21,13 @@ TEST_TOOLS := \
 	riscv64-unknown-elf-gcc=gcc-riscv64-unknown-elf \
 	/usr/lib/riscv64-linux-gnu/opensbi/generic/fw_jump.elf=opensbi
 
-BENCHMARKS = $(shell grep -l __main__ benchmarks/*.py benchmarks/*/*.py)
-
 help:
 	@echo 'make run        boot Debian in the terminal (ARGS: more options of vmm-run)'
 	@echo 'make test       the test suite (ARGS: more options of pytest)'
 	@echo 'make test-slow  slow and stress tests'
 	@echo 'make test-ft    the test suite on a free-threaded Python; test-ft-slow: slow and stress tests there'
 	@echo 'make lint       ruff and mypy'
-	@echo 'make bench      all benchmarks; results in build/bench'
+	@echo 'make bench      all benchmarks; results in build/bench (ARGS: more options of benchmarks.all, such as --quick)'
 	@echo 'make docs       generate the generated pages of docs/'
 	@echo 'make python-ft  find or make a free-threaded Python, and $(VENV_FT) on it'
 	@echo 'make wheel      build dist/*.whl'
@@ -55,13 +53,11 @@ lint: $(VENV)/.test $(VENV)/.lint
 	$(VENV)/bin/mypy
 
 bench: $(VENV)/.bench test-tools
-	@mkdir -p build/bench
-	@set -e; for module in $(subst /,.,$(BENCHMARKS:.py=)); do \
-		$(PY) -m $$module --json build/bench/$$module.json $(ARGS); \
-	done
+	$(PY) -m benchmarks.all --into build/bench $(ARGS)
 
 docs: $(VENV)/.run
 	@set -e; for page in $(notdir $(basename $(wildcard tools/docs_*.py))); do $(PY) -m tools.$$page; done
+	@$(PY) -m benchmarks.page
 
 python-ft: $(VENV_FT)/.test
 	@$(PY_FT) -VV

@@ -90,7 +90,7 @@ class Cell:
     load: str = ""
     interval: float | None = None
     accesses: int = 200_000
-    seconds: float = 1.0
+    seconds: float = 0.5
 
 
 # -- the guest ---------------------------------------------------------------------------------------------------------

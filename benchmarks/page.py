@@ -35,7 +35,7 @@ def pages(results: Path, page: Path) -> dict[Path, str]:
     for name, content in found.items():
         plots = {}
         for number, (title, lines) in enumerate(content.get("curves", {}).items(), 1):
-            path = page.parent / "benchmarks" / f"{name}-{number}.svg"
+            path = page.parent / "pictures" / f"{name}-{number}.svg"
             files[path] = svg(title, lines)
             plots[title] = path.relative_to(page.parent)
         sections.append("\n".join(section(content, plots)))

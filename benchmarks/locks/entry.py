@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Callable
 
+from benchmarks.quiet import Quiet
 from benchmarks.report import Figure, Report, alternate, parser
 from vmm.locks import Device, Locking, entry, lockfree
 
@@ -53,7 +54,8 @@ def nanoseconds(read: Callable[[int, int], int], calls: int = CALLS) -> float:
 
 def main() -> int:
     options = parser(__doc__, rounds=15).parse_args()
-    report = Report("locks: one call of a device's public method")
+    report = Report("Locks: one call of a device's public method", __doc__ or "")
+    quiet = Quiet(options.patience)
     plain = Locking().make(Registers, "plain")
     checked = Locking(checked=True).make(Registers, "checked")
     with_lock, with_entry = "with RLock, by hand", "@entry"
@@ -64,7 +66,8 @@ def main() -> int:
         "@entry(posts=True)": lambda: nanoseconds(plain.read_posting),
         "@entry, checked": lambda: nanoseconds(checked.read, CALLS // 10),
     }
-    samples = alternate(sides, options.rounds)
+    samples = alternate(sides, options.rounds, quiet)
+    report.facts["conditions"] = str(quiet)
     figure = Figure("a call, uncontended", "ns", samples)
     ratio = figure.medians[with_entry] / figure.medians[with_lock]
     report.add(
