@@ -99,7 +99,8 @@ _RUNNER = """
             j     next
 
             # to a0 in mode a1 (bits 1:0), for a1 >> 2 ticks at most
-    leave:  csrr  t0, mscratch
+    leave:  csrrci zero, mstatus, 8         # the time may be over before mret
+            csrr  t0, mscratch
             sd    s0, 0(t0); sd s1, 8(t0); sd s3, 16(t0); sd s4, 24(t0); sd s5, 32(t0); sd s6, 40(t0); sd s7, 48(t0)
             sd    s8, 56(t0); sd s9, 64(t0)
             csrw  mepc, a0
