@@ -85,13 +85,14 @@ def good(slot: int) -> Script:
         Line("store8", area + 0x400, 1 << 16),
         write(slot, "QueueNotify", queue),
         Line("until", area + 0x800, 1 << 16),
+        write(slot, "Status", 0),  # the page is the next device's
     ]
 
 
 def good_in_the_end(harts: int, script: Script) -> Script:
     """Every driver lets go, every device is reset, and each does one thing right."""
     resets = [write(slot, "Status", 0) for slot in SLOTS]
-    return [*script, *meet(0, harts), *resets, *(line for slot in SLOTS for line in good(slot)), *resets]
+    return [*script, *meet(0, harts), *resets, *(line for slot in SLOTS for line in good(slot))]
 
 
 # -- drivers that do not -----------------------------------------------------------------------------------------------
