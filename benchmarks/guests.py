@@ -116,8 +116,8 @@ def qemu(*arguments: str | Path) -> list[str]:
     return [QEMU, "-M", "virt", "-nographic", *map(str, arguments)]
 
 
-class Broken(RuntimeError):
-    """A run that did not go as a benchmark needs it."""
+class Broken(SystemExit):
+    """A run that did not go as a benchmark needs it: ends the program with the reason."""
 
 
 class Run:
