@@ -134,8 +134,9 @@ class Native:
         "remote_fence": ("void", ("i64", "i64")),
         "hart_in": ("i1", ("i64", "i64", "i64")),
         # decoder.py
-        "decode": ("i64", ("ptr", "i64", "i64", "i64")),
-        "fuse": ("void", ("ptr", "i64", "i64")),
+        "decode": ("i64", ("i64", "i64", "i64")),
+        "commit": ("void", ("ptr", "i64", "i64")),
+        "fuse": ("i64", ("ptr", "i64", "i64")),
     }
 
     #: Continuations: where a handler can go other than to the next record.

@@ -1,8 +1,9 @@
 """The pre-decoder: from the instruction tables, native code that turns an instruction into a record.
 
-A record is written operands first, handler last (release), so that a hart that runs into it meanwhile finds either
-the record undecoded or complete. Its handler goes from `undecoded` to the instruction's once, and may later become
-the closing one when the page is retired; operands never change under a handler.
+A record changes once, as a whole: by a compare-exchange from undecoded to the handler with its operands. Harts may
+decode it at the same time, and see different bytes if others rewrite them; the first one's stands. Were it written
+twice, a third hart could run the first one's handler on the second one's operands, and branch out of the page. Later
+the handler alone may become the one of retired pages.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from vmm.vcpu.layout import (
     RECORDS_HEADER,
     SINK,
     STRADDLING,
+    UNDECODED,
     Cause,
 )
 from vmm.vcpu.native.abi import Native, shared_of
@@ -131,15 +133,13 @@ def _extract(f: Function, word: Val, field: BitField) -> Val:
 
 
 def _decode(native: Native) -> None:
-    """(st, record, instruction, its byte offset in the page, 1: far targets only) -> number of the handler"""
-    f, st, (record, word, offset, only_far) = native.plain("decode")
-    table = shared_of(st).get("handlers")
+    """(st, instruction, its byte offset in the page, 1: far targets only) -> number of its handler, and its operands
+    in the upper half."""
+    f, _st, (word, offset, only_far) = native.plain("decode")
     illegal = f.label("illegal")
 
-    def commit(operands: Val, index: Val) -> None:
-        f.store(operands.trunc("i32"), record, 4, order="monotonic")
-        f.store(f.load("i32", table, index << 2), record, 0, order="release")
-        f.ret(index)
+    def result(operands: Val, index: Val) -> None:
+        f.ret((operands << 32) | index)
 
     def leaf(insn: Instruction) -> None:
         packed = f.const(0)
@@ -162,7 +162,7 @@ def _decode(native: Native) -> None:
             assert variant.when is not None
             number = INDEX[handler_name(insn.base, insn.length, variant)]
             index = f.select(variant.when(found), f.const(number), index)
-        commit(packed, index)
+        result(packed, index)
 
     def group(rows: list[Instruction]) -> None:
         for insn in rows:
@@ -192,7 +192,14 @@ def _decode(native: Native) -> None:
         tree(list(BASE.values()), 7, 12)
     tree(list(COMPRESSED.values()), 2, 13)
     f.at(illegal)
-    commit(f.const(0), f.const(ILLEGAL))
+    result(f.const(0), f.const(ILLEGAL))
+
+    # (st, record, number of its handler, operands): if it is still undecoded
+    f, st, (record, number, operands) = native.plain("commit")
+    table = shared_of(st).get("handlers")
+    undecoded = f.load("i32", table, 4 * UNDECODED).zext()
+    f.cmpxchg(record, undecoded, (operands << 32) | f.load("i32", table, number << 2).zext())
+    f.ret()
 
 
 def fetch(native: Native, st: Ref, record: Val, offset: Val, at: Val) -> Val:
@@ -218,9 +225,10 @@ def _special(native: Native) -> None:
     offset = pc & (PAGE - 1)
     word = fetch(native, st, h.ip, offset, offset)
     with f.if_(offset.eq(PAGE - 2) & (word & 3).eq(3)):
-        f.store(f.load("i32", h.shared().get("handlers"), 4 * STRADDLING), h.ip, 0, order="release")
+        h.call("commit", h.ip, STRADDLING, 0)
         h.dispatch(h.ip, h.n)
-    h.call("fuse", h.ip, offset, h.call("decode", h.ip, word, offset, 0))
+    decoded = h.call("decode", word, offset, 0)
+    h.call("commit", h.ip, h.call("fuse", h.ip, offset, decoded), decoded >> 32)
     h.dispatch(h.ip, h.n)
 
     # Behind the last record of a page: on to the next page.
@@ -258,7 +266,10 @@ def _special(native: Native) -> None:
         h.go("fault", pc, h.n - 1)
     high = f.load("i16", (shared.get("ram_host") + offset).to_ptr(), order="monotonic").zext()
     scratch = st.addr("scratch")
-    h.call("decode", scratch, low | (high << 16), 0, 1)
+    decoded = h.call("decode", low | (high << 16), 0, 1)
+    handler = f.load("i32", shared.get("handlers"), (decoded & 0xFFFF_FFFF) << 2)
+    f.store(handler, scratch)
+    f.store((decoded >> 32).trunc("i32"), scratch, 4)
     f.store(f.load("i32", shared.get("handlers"), 4 * PAGE_END), scratch, 2 * RECORD)
     st.set("pcbias", pc - (scratch.to_int() >> 2))
     h.dispatch(scratch, h.n)

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from vmm.codegen.ir import Val
 from vmm.isa.table import BASE
 from vmm.vcpu.layout import PAGE, RECORD
-from vmm.vcpu.native.abi import Native, shared_of
+from vmm.vcpu.native.abi import Native
 from vmm.vcpu.native.decoder import INDEX, Variant, fetch, handler_name, variants
 
 #: `first.bytes+second.bytes`, and after a colon the operand of the second that is the first's result. The most frequent
@@ -63,10 +63,10 @@ _NUMBER = {pair.name(variant): len(INDEX) + i for i, (pair, variant) in enumerat
 
 
 def define(native: Native) -> None:
-    """(st, record, its byte offset in the page, number of its plain handler): fuse it with what follows, if it pays."""
-    f, st, (record, offset, first) = native.plain("fuse")
-    table = shared_of(st).get("handlers")
-    scratch = st.addr("scratch")
+    """(st, record, its byte offset in the page, what `decode` said of it) -> number of its handler: its own, or one of
+    the pair with what follows, whose record is then decoded too."""
+    f, st, (record, offset, decoded) = native.plain("fuse")
+    first = decoded & 0xFFFF_FFFF
 
     firsts = {(p.first, p.first_length) for p in PAIRS}
     labels = {key: f.label("first") for key in sorted(firsts)}
@@ -80,27 +80,29 @@ def define(native: Native) -> None:
         f.at(label)
         behind = offset + length
         with f.if_(behind.gtu(PAGE - 4)):  # the second must be whole in this page
-            f.ret()
+            f.ret(first)
         word = fetch(native, st, record, offset, behind)
-        second = native.call(st, "decode", scratch, word, behind, 0)
-        operands = f.load("i32", scratch, 4)
-        here = [(p, v) for p, v in FUSED if (p.first, p.first_length) == (name, length)]
+        after = native.call(st, "decode", word, behind, 0)
+        second, operands = after & 0xFFFF_FFFF, after >> 32
+        its_record = record.offset(length // 2 * RECORD)
         cases: dict[int, list[tuple[Pair, Variant]]] = {}
-        for pair, variant in here:
-            number = INDEX[handler_name(BASE[pair.second], pair.second_length, variant)]
-            cases.setdefault(number, []).append((pair, variant))
+        for pair, variant in FUSED:
+            if (pair.first, pair.first_length) == (name, length):
+                number = INDEX[handler_name(BASE[pair.second], pair.second_length, variant)]
+                cases.setdefault(number, []).append((pair, variant))
         targets = {number: f.label("second") for number in cases}
         f.switch(second, [((number,), target) for number, target in targets.items()], neither)
         for number, target in targets.items():
             f.at(target)
             for pair, variant in cases[number]:
-                with f.if_(_fits(pair, f.load("i32", record, 4), operands)):
-                    f.store(operands, record, length // 2 * RECORD + 4, order="monotonic")
-                    f.store(f.load("i32", table, 4 * _NUMBER[pair.name(variant)]), record, 0, order="release")
-                    f.ret()
+                with f.if_(_fits(pair, decoded >> 32, operands)):
+                    native.call(st, "commit", its_record, number, operands)
+                    # Another hart may have been first, with other bytes: the pair must run on what its record says.
+                    same = f.load("i32", its_record, 4, order="acquire").zext().eq(operands)
+                    f.ret(f.select(same, f.const(_NUMBER[pair.name(variant)]), first))
             f.goto(neither)
     f.at(neither)
-    f.ret()
+    f.ret(first)
 
 
 def _fits(pair: Pair, first: Val, second: Val) -> Val:
