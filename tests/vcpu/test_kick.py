@@ -37,16 +37,16 @@ def test_kicks_are_served_one_run_each(bench: Bench) -> None:
     exits: list[int] = []
 
     def main() -> None:
-        for _ in range(200):
+        for _ in range(60):
             exits.append(bench.hart.run())
 
     thread = threading.Thread(target=main)
     thread.start()
-    for n in range(200):
+    for n in range(60):
         bench.hart.kick()
         until(lambda n=n: len(exits) > n)  # type: ignore[misc]
     thread.join(PATIENCE)
-    assert exits == [Exit.KICK] * 200
+    assert exits == [Exit.KICK] * 60
 
 
 def test_a_kick_before_a_run_ends_it_before_it_began(bench: Bench) -> None:

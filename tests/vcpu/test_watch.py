@@ -150,7 +150,7 @@ def test_a_busy_hart_is_seen_again_and_again(watch: Watch) -> None:
     h = bench.harts[1]
     h.pc, h.x[6], h.x[7] = BASE + 0x1000, DATA, DATA + PAGE
     with bench.running(1):
-        for _ in range(200):
+        for _ in range(60):
             watch.arm(DATA)
             until(lambda: watch.flags(DATA) == PAGE_DIRTY)
 
