@@ -58,6 +58,7 @@ def test_two_million_instructions_agree_with_qemu(chunk: int, qemu: Qemu, everyw
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(300)  # it may have to be fetched
 def test_the_newest_qemu_agrees_too(everywhere: tuple[Here, ...]) -> None:
     newer = Qemu.newer()
     if newer is None:
