@@ -42,7 +42,9 @@ def machine() -> str:
     names = [line.split(":", 1)[1].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")]
     load = os.getloadavg()[0]
     processors = f"{len(os.sched_getaffinity(0))} x {names[0] if names else platform.machine()}"
-    return f"{processors}, {platform.system()} {platform.release()}, load {load:.2f}"
+    share = [line.rpartition(" ")[2] for line in _lines("/proc/self/autogroup")]
+    raised = f", this session at nice {share[0]} against others" if share not in ([], ["0"]) else ""
+    return f"{processors}, {platform.system()} {platform.release()}, load {load:.2f}{raised}"
 
 
 def _lines(path: str) -> list[str]:
