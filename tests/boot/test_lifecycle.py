@@ -184,7 +184,7 @@ def test_linux_with_disks_at_work_is_paused_many_times_and_reset(
     run = Shell(machine)
     for _ in range(2):
         run(f"dd if=/dev/urandom of=/tmp/data bs=64k count=4 2>/dev/null; {_WORK} until [ -f /tmp/count ]; do :; done")
-        for _ in range(40):
+        for _ in range(25):
             machine.pause()
             before = [thread.vcpu.instructions for thread in harts(machine)]
             assert machine.wait(rng.uniform(0, 0.01)) is None
