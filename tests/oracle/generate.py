@@ -317,14 +317,18 @@ class Generator:
         if imm is None:  # atomics: as the pointer is
             return base % size == 0 and window <= base <= window + WINDOW_SIZE - size
         step = 1 << min(p.at for p in imm.pieces)
+        low = max(window, base - (1 << imm.width - 1 if imm.signed else 0))
+        high = min(window + WINDOW_SIZE - size, base + (1 << imm.width - imm.signed) - step)
+        if low > high:
+            return False
         kind = r.random()
         if kind < 0.3:
             target = window + WINDOW_SIZE // 2 - r.randrange(size + 1)  # up to the page's end, or across it
         else:
-            target = window + r.randrange(WINDOW_SIZE - size + 1)
+            target = r.randrange(low, high + 1)
             if kind < 0.7:
                 target &= -size
-        operands["imm"] = (target - base) // step * step
+        operands["imm"] = (min(max(target, low), high) - base) // step * step
         return window <= base + operands["imm"] <= window + WINDOW_SIZE - size
 
     # -- what takes more than one instruction -------------------------------------------------------------------------
@@ -394,35 +398,29 @@ class Generator:
         return (first, word)
 
     def _try_address(self, pair: Pair) -> Item | None:
-        """The first makes the address, which is a pointer's."""
+        """The first makes the address: a copy of a pointer, or a pointer moved."""
         r = self._r
         row = r.choice(self._by_base[pair.second, pair.second_length])
-        pointer = _SP if row.sp_relative else r.choice([n for n in self._pointers if 8 <= n < 16])
-        base = pointer
+        source = _SP if row.sp_relative else r.choice([n for n in self._pointers if 8 <= n < 16])
         if pair.first == "add":
-            pointer = self._target(False, True)
-            first = op("add", rd=pointer, rs1=base, rs2=0)
-            if pointer in self._pointers:
-                return None
-            self._pointers[pointer] = self._pointers[base]
-        elif base == _SP:
-            first = op("c.addi16sp", imm=r.choice((-16, 16)))
+            pointer, moved = self._target(False, True), 0
+            first = op("add", rd=pointer, rs1=source, rs2=0)
+        elif source == _SP:
+            pointer, moved = _SP, r.choice((-16, 16))
+            first = op("c.addi16sp", imm=moved)
         else:
-            first = op("c.addi", rd=pointer, imm=r.choice((-8, 8)))
-        moved = 0 if pair.first == "add" else INSTRUCTIONS["c.addi"].extract(first)["imm"]
-        if base == _SP and moved:
-            moved = INSTRUCTIONS["c.addi16sp"].extract(first)["imm"]
-        self._pointers[pointer] += moved
-        for _ in range(20):
-            operands = self._draw(row)
-            if operands is None or operands.get("rs1", _SP) != pointer or operands.get("rd", 0) in self._pointers:
-                continue
-            word = _encode(row.insn, operands)
-            if word is not None:
-                return (first, word)
-        self._pointers[pointer] -= moved
-        if pair.first == "add":
-            del self._pointers[pointer]
+            pointer, moved = source, r.choice((-8, 8))
+            first = op("c.addi", rd=pointer, imm=moved)
+        before = dict(self._pointers)
+        self._pointers[pointer] = before[source] + moved
+        if 0 <= self._pointers[pointer] - self._window <= WINDOW_SIZE // 2:  # as far as all rows reach from there
+            for _ in range(20):
+                operands = self._draw(row)
+                if operands and operands.get("rs1", _SP) == pointer and operands.get("rd") not in self._pointers:
+                    word = _encode(row.insn, operands)
+                    if word is not None:
+                        return (first, word)
+        self._pointers = before
         return None
 
     def _try_jump(self, pair: Pair) -> Item | None:
