@@ -53,6 +53,28 @@ def test_memory_reads_as_zeros_and_costs_nothing_until_it_is_touched():
         assert os.fstat(ram.fd).st_blocks * 512 <= 4 << 20
 
 
+def test_threads_that_copy_at_once_do_not_take_the_memory_from_each_other():
+    """CPython 3.13 without the GIL loses count of the slices of a memoryview that threads share, and releases it."""
+    with Ram(BASE, SIZE) as ram:
+        dma, failures = Dma(ram), []
+
+        def copy() -> None:
+            try:
+                for _ in range(4_000):
+                    dma.write(BASE, dma.read(BASE + 64, 8))
+                    dma.view(BASE, 8)[:] = bytes(8)
+                    assert len(ram.view[:8]) == 8
+            except BaseException as error:
+                failures.append(error)
+
+        threads = [threading.Thread(target=copy) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert not failures
+
+
 @pytest.mark.parametrize("size", [0, 4096, MINIMUM - PAGE, MINIMUM + 1, 1 << 60])
 def test_an_impossible_size_is_the_users_error_in_one_line_that_names_the_option(size):
     with pytest.raises(ConfigError) as caught:

@@ -9,6 +9,7 @@ from typing import Any
 from tests.hostile.dice import MEM
 from tests.hostile.scripted import Script, program
 from tests.machines import Machines
+from vmm.host.transcript import ExpectError
 from vmm.machine.config import Config, Drive
 from vmm.machine.lifecycle import State
 from vmm.machine.machine import Machine
@@ -44,5 +45,9 @@ def survives(
 
 
 def finishes(machine: Machine) -> None:
-    machine.serial.expect("\ndone", DEADLINE_S)
+    try:
+        machine.serial.expect("\ndone", DEADLINE_S)
+    except ExpectError as error:
+        error.add_note(f"how it ended: {machine.wait(1)}")
+        raise
     assert machine.state is State.RUNNING, machine.outcome

@@ -16,11 +16,11 @@ __all__ = ["Dma", "DmaFault"]
 class Dma:
     """Access to `ram` by guest physical address. Whatever is not RAM, or a word not aligned, raises DmaFault."""
 
-    __slots__ = ("_atomics", "_base", "_host", "_load16", "_load32", "_load64", "_size", "fence", "ram")
+    __slots__ = ("_atomics", "_base", "_host", "_load16", "_load32", "_load64", "_memory", "_size", "fence", "ram")
 
     def __init__(self, ram: Ram) -> None:
         self.ram = ram
-        self._base, self._host, self._size = ram.base, ram.host, ram.size
+        self._base, self._host, self._size, self._memory = ram.base, ram.host, ram.size, ram.memory
         self._atomics = native = atomics()
         self._load16, self._load32, self._load64 = native.load16, native.load32, native.load64
         self.fence = native.fence
@@ -29,13 +29,13 @@ class Dma:
     def read(self, gpa: int, length: int) -> bytes:
         """A copy of `length` bytes at `gpa`."""
         offset = self.ram.offset(gpa, length)
-        return self.ram.view[offset : offset + length].tobytes()
+        return self._memory[offset : offset + length]
 
     def write(self, gpa: int, data: bytes | bytearray | memoryview) -> None:
         """Copy `data` (contiguous bytes) to `gpa`."""
         length = len(data)
         offset = self.ram.offset(gpa, length)
-        self.ram.view[offset : offset + length] = data
+        self._memory[offset : offset + length] = data
         self.ram.written(gpa, length)
 
     def view(self, gpa: int, length: int) -> memoryview:

@@ -40,9 +40,9 @@ def _host_ram() -> int:
 class Ram:
     """`size` bytes of memory at guest physical address `base`. Pages cost nothing until they are touched.
 
-    `fd` is the memfd, `host` the host address of the first byte, `view` the bytes. `page_flags` holds one byte a page
-    (`CODE`, `CLEAN`) at host address `page_flags_host`; it is shared with generated code, so its bits change through
-    atomic operations only.
+    `fd` is the memfd, `host` the host address of the first byte, `memory` the mapping. `page_flags` holds one byte a
+    page (`CODE`, `CLEAN`) at host address `page_flags_host`; it is shared with generated code, so its bits change
+    through atomic operations only.
 
     `on_code_written(gpa, length)` is called when a page with `CODE` set was written from the host's side. It runs on
     the writing thread, which may hold a device's lock: it must not block, and may take locks of rank VCPU and inward.
@@ -65,12 +65,11 @@ class Ram:
         self._close_fd = weakref.finalize(self, os.close, self.fd)
         try:
             os.ftruncate(self.fd, size)
-            self._map = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
+            self.memory: Final = mmap.mmap(self.fd, size, flags=mmap.MAP_SHARED | _MAP_NORESERVE)
             self._flags = mmap.mmap(-1, size // PAGE, flags=mmap.MAP_SHARED | mmap.MAP_ANONYMOUS)
         except (OSError, ValueError, OverflowError) as e:
             raise HostError(f"--mem {_human(size)}: this host cannot map it ({e}); give the guest less") from e
-        self.host: Final = _address_of(self._map)
-        self.view: Final = memoryview(self._map)
+        self.host: Final = _address_of(self.memory)
         self.page_flags: Final = memoryview(self._flags)
         self.page_flags_host: Final = _address_of(self._flags)
         self._atomics = atomics()
@@ -84,8 +83,17 @@ class Ram:
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
+    @property
+    def view(self) -> memoryview:
+        """The bytes, as a view of the caller's own.
+
+        Threads must not slice one that they share: on free-threaded builds of CPython 3.13 a memoryview counts its
+        slices without a lock, and a lost count releases the buffer under everybody.
+        """
+        return memoryview(self.memory)
+
     def offset(self, gpa: int, length: int) -> int:
-        """Offset into `view` of `length` bytes at `gpa`. Raises DmaFault unless all of them are RAM."""
+        """Offset into `memory` of `length` bytes at `gpa`. Raises DmaFault unless all of them are RAM."""
         offset = gpa - self.base
         if offset < 0 or length < 0 or offset + length > self.size:
             raise DmaFault(f"{length} bytes at {gpa:#x} are not all RAM ({self.base:#x}..{self.end:#x})")
@@ -125,17 +133,16 @@ class Ram:
         if offset % PAGE or length % PAGE:
             raise DmaFault(f"{length} bytes at {gpa:#x} are not whole pages")
         if length:
-            self._map.madvise(mmap.MADV_REMOVE, offset, length)
+            self.memory.madvise(mmap.MADV_REMOVE, offset, length)
             self.written(gpa, length)
 
     def close(self) -> None:
         """Give the memory back. Nothing that holds its address may still run; windows still open keep it mapped."""
         self._close_fd()
-        self.view.release()
         self.page_flags.release()
         self._flags.close()
         try:
-            self._map.close()
+            self.memory.close()
         except BufferError:
             # A worker may still be inside preadv() on a window that `Dma.view` gave out: the last window unmaps.
             pass
