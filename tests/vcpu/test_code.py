@@ -274,3 +274,18 @@ def test_code_that_was_written_is_not_thrown_away_twice(small_arena: int) -> Non
                     bench.backend.forget_code()
             bench.put(BASE + 0x1000, assemble("addi x5,x5,1"))
         assert bench.harts[0].x[5] > 0
+
+
+def test_half_of_a_straddling_instruction_may_have_become_a_whole_one_unseen(bench: Bench) -> None:
+    """A store of another hart, past its tag compare when the page became code, shows in the bytes but not in the records:
+    the record still says that the instruction straddles, and its first half is now one of 16 bits."""
+    at = BASE + 0x1000 - 2
+    bench.put(at, assemble("addi x5,x0,1; c.nop; c.nop"))
+    h = bench.hart
+    h.pc = at
+    assert h.run(2) == Exit.BUDGET
+    assert (h.x[5], h.pc) == (1, at + 6)
+    bench.ram.view[at - BASE : at - BASE + 4] = assemble("c.addi x5,1; c.addi x5,1")  # not told
+    h.pc = at
+    assert h.run(1) == Exit.BUDGET
+    assert (h.x[5], h.pc) == (2, at + 2)

@@ -270,6 +270,8 @@ def _special(native: Native) -> None:
     handler = f.load("i32", shared.get("handlers"), (decoded & 0xFFFF_FFFF) << 2)
     f.store(handler, scratch)
     f.store((decoded >> 32).trunc("i32"), scratch, 4)
-    f.store(f.load("i32", shared.get("handlers"), 4 * PAGE_END), scratch, 2 * RECORD)
+    # Behind it, wherever it ends: the first half may by now be an instruction of 16 bits.
+    for behind in (1, 2):
+        f.store(f.load("i32", shared.get("handlers"), 4 * PAGE_END), scratch, behind * RECORD)
     st.set("pcbias", pc - (scratch.to_int() >> 2))
     h.dispatch(scratch, h.n)
