@@ -17,6 +17,7 @@ from benchmarks.guests import Broken, Python, build_programs, lines, pythons, qe
 from benchmarks.progress import say
 from benchmarks.quiet import Quiet
 from benchmarks.report import Figure, Report, alternate, parser
+from vmm.locks import Locking
 from vmm.machine.config import Config
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board
@@ -35,6 +36,7 @@ def instructions(bios: Path) -> int:
     ended = threading.Event()
     board = Board(
         Config(bios=bios, mem=MEMORY << 20),
+        locking=Locking(),
         make_harts=SoftwareHarts,
         ended=lambda outcome: ended.set(),
         restart=ended.set,

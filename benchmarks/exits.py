@@ -36,6 +36,7 @@ from typing import Any, Final
 from benchmarks.guests import ROOT, TICK_S, Assembly, Python, file_of, pythons
 from benchmarks.quiet import Quiet
 from benchmarks.report import Figure, Report, alternate, gil_came_back, parser
+from vmm.locks import Locking
 from vmm.machine.config import Config
 from vmm.machine.lifecycle import Outcome
 from vmm.machine.software import SoftwareHarts
@@ -223,7 +224,9 @@ def measure(cell: Cell) -> dict[str, Any]:
 
     with file_of(program(cell)) as bios:
         config = Config(bios=bios, smp=2 if cell.beside else 1, mem=64 << 20)
-        board = Board(config, make_harts=SoftwareHarts, ended=end, restart=ended.set, commands={})
+        board = Board(
+            config, locking=Locking(config.locking), make_harts=SoftwareHarts, ended=end, restart=ended.set, commands={}
+        )
     gc.collect()
     try:
         load = Load(board, cell.load)

@@ -23,7 +23,19 @@ from types import CodeType, FrameType, FunctionType
 from typing import Any, Final, Literal, NoReturn, TypeAlias, TypeVar, cast
 
 from vmm.errors import LockOrderError
-from vmm.locks import Device, DeviceLock, Door, LockStatistics, Rank, door_of
+from vmm.locks import (
+    PLAIN,
+    Condition,
+    Device,
+    DeviceLock,
+    Door,
+    Kit,
+    LockStatistics,
+    Progress,
+    Rank,
+    Thread,
+    door_of,
+)
 
 C = TypeVar("C")
 Stack: TypeAlias = list[tuple[CodeType, int]]  # innermost first; frames would keep their locals alive
@@ -67,14 +79,12 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         lock_class: str | None,
         rank: Rank,
         children: tuple[str, ...],
-        around: DeviceLock | None,
+        inner: DeviceLock,
     ) -> None:
         super().__init__(name, lock_class, rank)
         self.children = children
         self._checker = checker
-        self._inner: DeviceLock = (
-            around._inner if isinstance(around, CheckedLock) else DeviceLock(name, lock_class, rank)
-        )
+        self._inner = inner
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         self._checker.wants(self)
@@ -103,21 +113,35 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         return replace(self._inner.statistics(), name=self.name, lock_class=self.lock_class, rank=self.rank)
 
 
-class Checker:
-    """What the checked locks and devices of one machine report to."""
+class Checker(Kit):
+    """What the checked locks and devices of one machine are made by, and report to."""
 
-    def __init__(self) -> None:
+    def __init__(self, base: Kit = PLAIN) -> None:
+        """Kit `base` makes what does not concern the checker: the locks that do exclude, conditions, threads."""
+        self._base = base
         self.reports: list[str] = []
 
     def lock(
         self,
         name: str,
-        lock_class: str | None,
-        rank: Rank,
+        lock_class: str | None = None,
+        rank: Rank = Rank.LEAF,
         children: tuple[str, ...] = (),
         around: DeviceLock | None = None,
     ) -> CheckedLock:
-        return CheckedLock(self, name, lock_class, rank, children, around)
+        inner = self._base.lock(
+            name, lock_class, rank, children, around._inner if isinstance(around, CheckedLock) else around
+        )
+        return CheckedLock(self, name, lock_class, rank, children, inner)
+
+    def progress(self, name: str) -> Progress:
+        return self._base.progress(name)
+
+    def condition(self, name: str) -> Condition:
+        return self._base.condition(name)
+
+    def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
+        return self._base.thread(target, name, args)
 
     # -- locks: every change of who holds what passes through these three
 
@@ -196,7 +220,7 @@ class Checker:
         """The checked variant of a device class."""
         if not (isinstance(cls, type) and issubclass(cls, Device)):
             raise TypeError(f"{cls!r} is no Device")
-        return cast(C, _variant(cast(Any, cls)))
+        return cast(C, _variant(cast(Any, self._base.variant(cls))))
 
     def report(self, what: str, stacks: dict[str, Stack]) -> NoReturn:
         lines = [f"thread {threading.current_thread().name} {what}"]

@@ -8,8 +8,8 @@ Locks are taken in the order of `Rank`, outermost first. Two of one rank nest on
 declares it (`lock_children`). A device reaches another one, or a peer's callback, only by `_post`, from a door marked
 `@entry(posts=True)`: the call goes out once the thread has left its outermost such door, before the access returns.
 
-A class as written is the plain variant, with no test of any kind on its path. `Locking.make` picks it or the checked
-variant (`vmm.lockcheck`), which reports whatever breaks these rules.
+A class as written is the plain variant, with no test of any kind on its path. A machine is made of one `Kit`, which
+picks the variant: the plain one, or the checked one (`vmm.lockcheck`), which reports whatever breaks these rules.
 """
 
 from __future__ import annotations
@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
+C = TypeVar("C")
 D = TypeVar("D")
 
 
@@ -349,36 +350,121 @@ def _function(value: object) -> object:
     return value.func if isinstance(value, functools.cached_property) else value
 
 
+# -- what a machine is made of ---------------------------------------------------------------------------------------
+
+
+class Progress:
+    """Something that threads wait for and others bring about: a turn of the I/O thread, harts that reach the gate.
+
+    This one is of the plain kind: nobody is asked. Another kit's may note who waits for whom, as an edge of the order
+    graph (waiting for a thread that takes a lock is much like taking it) and for reports of what hangs.
+    """
+
+    __slots__ = ("name",)
+
+    def __init__(self, name: str) -> None:
+        self.name: Final = name
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self.name}>"
+
+    def serving(self) -> AbstractContextManager[object]:
+        """While the calling thread does what others may be waiting for."""
+        return _NOTHING
+
+    def waiting(self) -> AbstractContextManager[object]:
+        """While the calling thread waits for it."""
+        return _NOTHING
+
+
+_NOTHING: Final = nullcontext()
+
+
+class Condition(Protocol):
+    """What code that waits needs of a `threading.Condition`."""
+
+    def __enter__(self) -> bool: ...
+    def __exit__(self, *exc_info: object) -> None: ...
+    def wait(self, timeout: float | None = None) -> bool: ...
+    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any: ...
+    def notify_all(self) -> None: ...
+
+
+class Thread(Protocol):
+    """What whoever starts a thread needs of a `threading.Thread`."""
+
+    @property
+    def ident(self) -> int | None: ...
+    def start(self) -> None: ...
+    def join(self, timeout: float | None = None) -> None: ...
+    def is_alive(self) -> bool: ...
+
+
+class Kit:
+    """What the locks, devices, waits and threads of one machine are made of: here the plain kind of each.
+
+    Other kits are `vmm.lockcheck.Checker`, which reports whoever breaks the rules, and those that measure and schedule.
+    They are made around one another, so that a checked machine may be a measured one.
+    """
+
+    def lock(
+        self,
+        name: str,
+        lock_class: str | None = None,
+        rank: Rank = Rank.LEAF,
+        children: tuple[str, ...] = (),
+        around: DeviceLock | None = None,
+    ) -> DeviceLock:
+        """A lock. One made `around` another shares that one's exclusion, and may have a name and statistics of its
+        own; the plain kind is simply that other one. `children` are lock classes that it may be held around."""
+        return DeviceLock(name, lock_class, rank) if around is None else around
+
+    def variant(self, cls: C) -> C:
+        """The variant of a device class."""
+        return cls
+
+    def progress(self, name: str) -> Progress:
+        return Progress(name)
+
+    def condition(self, name: str) -> Condition:
+        """A condition variable with a lock of its own, which is of rank LEAF."""
+        return cast(Condition, threading.Condition(threading.Lock()))
+
+    def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
+        """A thread that is not started yet, and that no process waits for at its end."""
+        return threading.Thread(target=target, name=name, args=args, daemon=True)
+
+
+PLAIN: Final = Kit()
+
+
 # -- the policy --------------------------------------------------------------------------------------------------------
 
 
 class Locking:
-    """Which locks one machine uses: one a device or one for all, plain or checked. Makes the machine's devices."""
+    """Which locks one machine uses: one a device or one for all, of which kit. Makes the machine's devices."""
 
-    def __init__(self, policy: bql.Policy = "device", checked: bool = False) -> None:
+    def __init__(self, policy: bql.Policy = "device", checked: bool = False, kit: Kit = PLAIN) -> None:
+        """`checked` puts a checker around `kit`."""
         if policy not in bql.POLICIES:
             raise InternalError(f"locking policy {policy!r} is none of {', '.join(bql.POLICIES)}")
         self.policy: Final = policy
-        self.checker: Final = _new_checker() if checked else None
+        self.checker: Final = _new_checker(kit) if checked else None
+        self.kit: Final[Kit] = self.checker or kit
         self._registry = threading.Lock()  # guards _locks
         self._locks: weakref.WeakSet[DeviceLock] = weakref.WeakSet()
         self.big: Final = self.lock("bql", rank=Rank.BQL)
         # what a VCPU thread holds while it is out of the guest, and the I/O thread while it runs callbacks
-        self.outside_guest: Final[AbstractContextManager[object]] = self.big if policy == "bql" else nullcontext()
+        self.outside_guest: Final[AbstractContextManager[object]] = self.big if policy == "bql" else _NOTHING
 
     def lock(self, name: str, lock_class: str | None = None, rank: Rank = Rank.LEAF) -> DeviceLock:
         """A lock for something that is no device. It is a lock of its own under every policy."""
-        if self.checker:
-            return self._register(self.checker.lock(name, lock_class, rank))
-        return self._register(DeviceLock(name, lock_class, rank))
+        return self._register(self.kit.lock(name, lock_class, rank))
 
     def device_lock(self, name: str, cls: type[Device]) -> DeviceLock:
         """The lock of a device of this class: its own, or the big one."""
-        shared = self.policy == "bql" or cls.lock_class in bql.COVERED
-        if self.checker:
-            around = self.big if shared else None
-            return self._register(self.checker.lock(name, cls.lock_class, cls.lock_rank, cls.lock_children, around))
-        return self.big if shared else self._register(DeviceLock(name, cls.lock_class, cls.lock_rank))
+        around = self.big if self.policy == "bql" or cls.lock_class in bql.COVERED else None
+        return self._register(self.kit.lock(name, cls.lock_class, cls.lock_rank, cls.lock_children, around))
 
     def _register(self, lock: DeviceLock) -> DeviceLock:
         with self._registry:
@@ -387,8 +473,7 @@ class Locking:
 
     def make(self, cls: Callable[Concatenate[str, Locking, P], D], name: str, *args: P.args, **kwargs: P.kwargs) -> D:
         """A device of class `cls`, in the variant this machine uses."""
-        variant = self.checker.variant(cls) if self.checker else cls
-        return variant(name, self, *args, **kwargs)
+        return self.kit.variant(cls)(name, self, *args, **kwargs)
 
     def statistics(self) -> list[LockStatistics]:
         """Every lock of the machine that is alive, by rank and name."""
@@ -402,7 +487,7 @@ class Locking:
         return f"<Locking {self.policy}{', checked' if self.checker else ''}: {held}>"
 
 
-def _new_checker() -> Checker:
+def _new_checker(kit: Kit) -> Checker:
     from vmm.lockcheck import Checker  # here, since it is built from this module, and a plain run has no use for it
 
-    return Checker()
+    return Checker(kit)

@@ -277,8 +277,8 @@ def test_code_that_was_written_is_not_thrown_away_twice(small_arena: int) -> Non
 
 
 def test_half_of_a_straddling_instruction_may_have_become_a_whole_one_unseen(bench: Bench) -> None:
-    """A store of another hart, past its tag compare when the page became code, shows in the bytes but not in the records:
-    the record still says that the instruction straddles, and its first half is now one of 16 bits."""
+    """A store of another hart, past its tag compare when the page became code, shows in the bytes but not yet in the
+    records: this one says that the instruction straddles, and its first half is now one of 16 bits."""
     at = BASE + 0x1000 - 2
     bench.put(at, assemble("addi x5,x0,1; c.nop; c.nop"))
     h = bench.hart

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import threading
 from typing import Final
+
+from vmm.locks import PLAIN, Kit
 
 
 class InFlight:
@@ -13,12 +14,13 @@ class InFlight:
     loop, and may be the very thread that completions are posted to.
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, kit: Kit = PLAIN) -> None:
         self.name: Final = name
+        self.progress: Final = kit.progress("copies in flight")
+        """Of the work: whoever does it serves this."""
         self._count = self._waiters = 0
-        # Rank LEAF; guards `_count` and `_waiters`. Nothing is called under it. `_idle` signals that `_count` is 0.
-        self._lock = threading.Lock()
-        self._idle = threading.Condition(self._lock)
+        # Rank LEAF; guards `_count` and `_waiters`. Nothing is called under it. It signals that `_count` is 0.
+        self._idle = kit.condition(f"{name} idle")
 
     def __repr__(self) -> str:
         return f"<InFlight {self.name}: {self._count}>"
@@ -29,19 +31,19 @@ class InFlight:
 
     def begin(self, count: int = 1) -> None:
         """Say so while still holding the lock under which the work was accepted."""
-        with self._lock:
+        with self._idle:
             self._count += count
 
     def end(self, count: int = 1) -> None:
-        with self._lock:
+        with self._idle:
             self._count -= count
             if self._waiters and not self._count:
                 self._idle.notify_all()
 
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is in flight; False after `timeout` seconds. With no lock held that the work needs."""
-        with self._lock:
+        with self.progress.waiting(), self._idle:
             self._waiters += 1
             idle = self._idle.wait_for(lambda: not self._count, timeout)
             self._waiters -= 1
-            return idle
+            return bool(idle)

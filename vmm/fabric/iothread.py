@@ -28,6 +28,7 @@ from typing import Any, Final
 from vmm.errors import HostError, InternalError
 from vmm.fabric.clock import TimerSource
 from vmm.fabric.threads import name_os_thread
+from vmm.locks import PLAIN, Kit, Thread
 
 _LONGEST_SLEEP_S: Final = 3600.0
 _READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
@@ -85,8 +86,11 @@ class IoThread:
         *,
         on_error: Callable[[BaseException], None] = _print_traceback,
         around: AbstractContextManager[Any] | None = None,
+        kit: Kit = PLAIN,
     ) -> None:
         self.name: Final = name
+        self._kit = kit
+        self._progress = kit.progress(f"callbacks of {name}")
         self._on_error = on_error
         self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
         self._epoll = select.epoll()
@@ -104,7 +108,7 @@ class IoThread:
         # The thread clears it before it looks at its queues, and callers fill the queues before they test it.
         self._woken = False
         self._stopping = False
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
         self._turns = self._callbacks = self._busy_ns = self._longest_ns = 0
         self._longest = self._running = ""
 
@@ -118,7 +122,7 @@ class IoThread:
         """Start the thread. What was posted or registered before is served first."""
         if self._thread is not None:
             raise InternalError(f"{self} was started before")
-        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+        self._thread = self._kit.thread(self._main, self.name)
         self._thread.start()
 
     def stop(self, timeout: float = 10.0) -> None:
@@ -131,14 +135,15 @@ class IoThread:
         self._stopping = True
         self.wake()
         if self._thread is not None:
-            self._thread.join(timeout)
+            with self._progress.waiting():
+                self._thread.join(timeout)
             if self._thread.is_alive():
                 raise HostError(f"{self.name} did not stop within {timeout:g} s: it is still in {self._running}")
 
     @property
     def is_home(self) -> bool:
         """Whether the caller runs on this thread."""
-        return self._thread is threading.current_thread()
+        return self._thread is not None and self._thread.ident == threading.get_ident()
 
     def assert_home(self) -> None:
         """Raise InternalError unless the caller runs on this thread."""
@@ -210,7 +215,7 @@ class IoThread:
         while not (self._stopping and not self._soon):
             sleep = self._sleep_s()
             ready = self._look() or (self._epoll.poll(sleep) if sleep else [])
-            with self._around:
+            with self._progress.serving(), self._around:
                 self._turn(ready)
 
     def _look(self) -> list[tuple[int, int]]:

@@ -11,6 +11,7 @@ from typing import Any, Final, Protocol
 
 from vmm.errors import HostError, InternalError
 from vmm.fabric.threads import name_os_thread
+from vmm.locks import PLAIN, Kit, Thread
 
 
 class Posts(Protocol):
@@ -34,14 +35,16 @@ class WorkerStatistics:
 class Workers:
     """`size` threads named `name`0, `name`1, ... They start with the first `submit`."""
 
-    def __init__(self, size: int, name: str) -> None:
+    def __init__(self, size: int, name: str, kit: Kit = PLAIN) -> None:
         self.name: Final = name
+        self._kit = kit
+        self._progress = kit.progress(f"calls of {name}")
         self._size = size
         self._jobs: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done, Posts] | None]
         self._jobs = queue.SimpleQueue()
         # Rank LEAF; guards `_threads`, `_stopped`, `_running` and `_done`. Nothing is called under it.
         self._lock = threading.Lock()
-        self._threads: list[threading.Thread] = []
+        self._threads: list[Thread] = []
         self._stopped = False
         self._running: dict[str, tuple[str, float]] = {}
         self._done = 0
@@ -56,10 +59,8 @@ class Workers:
             if self._stopped:
                 raise InternalError(f"{self.name} has been stopped")
             if not self._threads:
-                self._threads = [
-                    threading.Thread(target=self._main, args=(f"{self.name}{i}",), daemon=True)
-                    for i in range(self._size)
-                ]
+                names = [f"{self.name}{i}" for i in range(self._size)]
+                self._threads = [self._kit.thread(self._main, name, (name,)) for name in names]
                 for thread in self._threads:
                     thread.start()
         self._jobs.put((function, arguments, done, home))
@@ -75,8 +76,9 @@ class Workers:
         for _ in threads:
             self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        for thread in threads:
-            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._progress.waiting():
+            for thread in threads:
+                thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
             stuck = ", ".join(f"{what} for {s:.1f} s" for what, s in self.statistics().running.items())
             raise HostError(f"{self.name} did not stop within {timeout:g} s: {stuck or 'threads are still ending'}")
@@ -94,7 +96,8 @@ class Workers:
             with self._lock:
                 self._running[name] = (getattr(function, "__qualname__", repr(function)), time.monotonic())
             try:
-                result = function(*arguments)
+                with self._progress.serving():
+                    result = function(*arguments)
             except BaseException as e:
                 result = e
             with self._lock:

@@ -9,7 +9,6 @@ A state is a predicate under one condition variable, never an edge: whoever asks
 
 from __future__ import annotations
 
-import threading
 import traceback
 from collections import deque
 from collections.abc import Callable
@@ -19,6 +18,7 @@ from typing import NamedTuple, Protocol
 
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.fabric.threads import name_os_thread
+from vmm.locks import PLAIN, Kit, Thread
 
 
 class State(Enum):
@@ -120,14 +120,16 @@ class Ticket:
 class Lifecycle:
     """Owns the state and the thread that changes it."""
 
-    def __init__(self) -> None:
+    def __init__(self, kit: Kit = PLAIN) -> None:
+        self._kit = kit
+        self._transition = kit.progress("a transition of the lifecycle")
         # Guards all that follows. It is notified when a ticket is posted or done, and when the state changes.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = kit.condition("lifecycle")
         self._state = State.BUILT
         self._outcome: Outcome | None = None
         self._posted: deque[Ticket] = deque()
         self._transitions = 0
-        self._thread: threading.Thread | None = None
+        self._thread: Thread | None = None
 
     def begin(self, actions: Actions) -> None:
         """Starts the thread. What was posted before waits until now: a machine's parts may post while it is built."""
@@ -139,7 +141,7 @@ class Lifecycle:
             Request.RESET: self._reset,
             Request.STOP: lambda _: actions.stop(),
         }
-        self._thread = threading.Thread(target=self._run, name="lifecycle", daemon=True)
+        self._thread = self._kit.thread(self._run, "lifecycle")
         self._thread.start()
 
     @property
@@ -172,21 +174,22 @@ class Lifecycle:
         and I/O threads: the transition may be waiting for them.
         """
         ticket = self.post(request, outcome)
-        with self._changed:
+        with self._transition.waiting(), self._changed:
             self._changed.wait_for(lambda: ticket.done)
         if ticket.error is not None:
             raise ticket.error
 
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """How the run ended, or None if it has not after `timeout` seconds."""
-        with self._changed:
+        with self._transition.waiting(), self._changed:
             self._changed.wait_for(lambda: self._state is State.STOPPED, timeout)
             return self._outcome
 
     def join(self) -> None:
         """Waits for the lifecycle thread, which ends by itself once the machine has stopped."""
         if self._thread is not None:
-            self._thread.join()
+            with self._transition.waiting():
+                self._thread.join()
 
     def statistics(self) -> dict[str, object]:
         return {"state": self._state.value, "transitions": self._transitions, "posted": len(self._posted)}
@@ -200,7 +203,8 @@ class Lifecycle:
             with self._changed:
                 self._changed.wait_for(lambda: self._posted)
                 ticket = self._posted.popleft()
-            self._carry_out(ticket)
+            with self._transition.serving():
+                self._carry_out(ticket)
             with self._changed:
                 ticket.done = True
                 stopped = self._state is State.STOPPED

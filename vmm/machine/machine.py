@@ -19,6 +19,7 @@ from typing import Any, Self
 from vmm.host.chardev import Chardev
 from vmm.host.terminal import Command
 from vmm.host.transcript import Transcript
+from vmm.locks import Locking
 from vmm.machine.config import Config
 from vmm.machine.harts import Make
 from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
@@ -71,9 +72,15 @@ class Machine:
     ) -> None:
         """`commands` are keys of the terminal, if the serial port is one."""
         self.config = config
-        self._lifecycle = Lifecycle()
+        self.locking = Locking(config.locking, checked=config.check_locks)
+        self._lifecycle = Lifecycle(self.locking.kit)
         self._board = Board(
-            config, make_harts=make_harts, ended=self._ended, restart=self._restarted, commands=commands or {}
+            config,
+            locking=self.locking,
+            make_harts=make_harts,
+            ended=self._ended,
+            restart=self._restarted,
+            commands=commands or {},
         )
         self.serial = Serial(self._board.serial, self._board.transcript)
         self._lifecycle.begin(self._board)

@@ -34,7 +34,7 @@ class SoftwareHarts:
             clint_base=virt.CLINT.base,
             sbi=not around.firmware,
         )
-        self._gate = Gate()
+        self._gate = Gate(around.locking.kit)
         kind: Callable[..., VcpuThread] = VcpuThread
         if around.trace_exits is not None or around.trace_exec is not None:
             from vmm.vcpu.trace import TracedVcpuThread  # here, since the disassembler is slow to import

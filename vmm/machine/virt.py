@@ -163,6 +163,7 @@ class Board:
         self,
         config: Config,
         *,
+        locking: Locking,
         make_harts: Make,
         ended: Callable[[Outcome], None],
         restart: Callable[[], None],
@@ -173,6 +174,7 @@ class Board:
         # -- fixed configuration
         self.config = config
         # -- wiring
+        self.locking = locking
         self._ended = ended
         self._restart = restart
         self.virtio: list[VirtioDevice] = []
@@ -195,16 +197,16 @@ class Board:
             stack.callback(disks[-1][1].close)
         self.ram = stack.enter_context(Ram(RAM_BASE, config.mem))
         self.bus = Bus()
-        self.locking = Locking(config.locking, checked=config.check_locks)
+        kit = self.locking.kit
         around = self.locking.big if config.locking == "bql" else None
-        self.io = IoThread("io", on_error=self._io_failed, around=around)
+        self.io = IoThread("io", on_error=self._io_failed, around=around, kit=kit)
         self.io.start()
         stack.callback(self._close_chardevs)
         stack.callback(self.io.stop, DEADLINE_S)
         self._disk_io = [self._disk_thread(stack, f"disk{number}-io") for number in range(len(config.drive))]
         self.clock = Clock(self.io)
         self.wall_clock = Clock(self.io, start=time.time_ns(), name="wall")
-        self.workers = Workers(WORKERS, "worker")
+        self.workers = Workers(WORKERS, "worker", kit)
         stack.callback(self._close_virtio)
         stack.callback(self.workers.stop, DEADLINE_S)
         self.boot.load(self.ram)
@@ -310,7 +312,7 @@ class Board:
         """A thread that may wait for its disk. Under the big lock everybody would wait: there it is the I/O thread."""
         if self.config.locking == "bql":
             return self.io
-        thread = IoThread(name, on_error=self._io_failed)
+        thread = IoThread(name, on_error=self._io_failed, kit=self.locking.kit)
         thread.start()
         stack.callback(thread.stop, DEADLINE_S)
         return thread

@@ -7,7 +7,6 @@ leave looks at the predicate before it goes back in, so no wake-up can be lost b
 from __future__ import annotations
 
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -16,6 +15,7 @@ from typing import Protocol
 from vmm.errors import InternalError
 from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread, wait_exactly
+from vmm.locks import PLAIN, Kit
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
 
@@ -41,9 +41,12 @@ class Gate:
     started. `closed()` is the safepoint: inside it, no VCPU is in guest code or in a device on behalf of one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, kit: Kit = PLAIN) -> None:
+        self.kit = kit
+        self.arrival = kit.progress("harts at the gate")
+        self.opening = kit.progress("the gate")
         # Guards all below; notified when a thread arrives at the gate, and when one may go on.
-        self._changed = threading.Condition(threading.Lock())
+        self._changed = kit.condition("gate")
         self._threads: list[VcpuThread] = []
         self._inside = 0
         self._closers = 0
@@ -59,7 +62,7 @@ class Gate:
 
     def enter(self, thread: VcpuThread) -> bool:
         """Wait until this thread may run; False when it is to end."""
-        with self._changed:
+        with self.opening.waiting(), self._changed:
             self._changed.wait_for(lambda: self._ended or not (self._closers or thread.parked))
             if self._ended:
                 return False
@@ -79,7 +82,7 @@ class Gate:
 
         Raises InternalError with the culprits if one does not arrive within `deadline` seconds.
         """
-        with self._changed:
+        with self.arrival.waiting(), self._changed:
             self._closers += 1
             for thread in self._threads:
                 thread.vcpu.kick()
@@ -95,7 +98,8 @@ class Gate:
     def closed(self) -> Iterator[None]:
         self.close()
         try:
-            yield
+            with self.opening.serving():
+                yield
         finally:
             self.open()
 
@@ -113,7 +117,7 @@ class Gate:
 
     def unpark(self, thread: VcpuThread, prepare: Callable[[], None]) -> None:
         """Let a parked thread run. `prepare` sets its registers; it runs once the thread is surely out."""
-        with self._changed:
+        with self.arrival.waiting(), self._changed:
             self._changed.wait_for(lambda: not thread.inside)
             prepare()
             thread.parked = False
@@ -154,7 +158,7 @@ class VcpuThread:
         self._bus = bus
         self._snapshot: Snapshot = self._reader.refresh()
         self._windows: dict[int, Mapping] = {}
-        self._thread = threading.Thread(target=self._main, name=self.name, daemon=True)
+        self._thread = gate.kit.thread(self._main, self.name)
         gate.add(self)
 
     def __repr__(self) -> str:
@@ -180,7 +184,8 @@ class VcpuThread:
             while self._gate.enter(self):
                 self.inside = True
                 try:
-                    self._run()
+                    with self._gate.arrival.serving():
+                        self._run()
                 finally:
                     self.inside = False
                     self._gate.leave()

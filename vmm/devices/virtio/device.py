@@ -119,7 +119,7 @@ class VirtioDevice(Device):
         self.doorbells: Final = tuple(
             Doorbell(home, partial(self.serve, index), f"{name}.{index}") for index in range(len(self.queue_sizes))
         )
-        self._in_flight = InFlight(name)
+        self._in_flight = InFlight(name, locking.kit)
         self._epochs = [0] * len(self.queue_sizes)
         self._resetting = self._quiet = False
         self._statistics = VirtioStatistics()
@@ -335,14 +335,15 @@ class VirtioDevice(Device):
         if not chains:
             return False
         try:
-            done: list[tuple[int, int]] = []
-            fault: GuestError | None = None
-            try:
-                for chain in chains:
-                    done.append((chain.head, self.handle(index, chain)))
-            except GuestError as error:
-                fault = error
-            self.finish(index, epoch, done, fault)
+            with self._in_flight.progress.serving():
+                done: list[tuple[int, int]] = []
+                fault: GuestError | None = None
+                try:
+                    for chain in chains:
+                        done.append((chain.head, self.handle(index, chain)))
+                except GuestError as error:
+                    fault = error
+                self.finish(index, epoch, done, fault)
         finally:
             self._in_flight.end(len(chains))
         return True
