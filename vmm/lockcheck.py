@@ -143,6 +143,9 @@ class Checker(Kit):
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
         return self._base.thread(target, name, args)
 
+    def point(self, what: str) -> None:
+        self._base.point(what)
+
     # -- locks: every change of who holds what passes through these three
 
     def wants(self, lock: CheckedLock) -> None:

@@ -434,6 +434,10 @@ class Kit:
         """A thread that is not started yet, and that no process waits for at its end."""
         return threading.Thread(target=target, name=name, args=args, daemon=True)
 
+    def point(self, what: str) -> None:
+        """The calling thread is about to do something that other threads can see. A kit that schedules switches here;
+        only variants of devices and test fakes call it, never what runs on a plain path."""
+
 
 PLAIN: Final = Kit()
 
