@@ -1,0 +1,74 @@
+"""What an exhibit of the museum is: another monitor's bug, planted here beside the code that does not have it."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, TypeAlias
+
+from vmm.errors import LockOrderError
+from vmm.locks import Kit, Locking
+
+Subject: TypeAlias = Callable[..., Any]
+
+
+class Stage(Protocol):
+    """Where a program's threads run: under the seeded scheduler, as plain threads, or under somebody else's tool."""
+
+    @property
+    def kit(self) -> Kit:
+        """What the program makes its locks, devices and waits of."""
+
+    def spawn(self, name: str, function: Callable[..., object], *arguments: Any) -> object:
+        """Have a thread of this name call the function."""
+
+    def check(self, function: Callable[[], object]) -> object:
+        """Call this once all threads have ended; it asserts what must hold then."""
+
+
+Program: TypeAlias = Callable[[Stage], None]
+
+
+class CheckerOff(Exception):
+    """The checker did not run, so that its silence means nothing."""
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """One entry of the catalogue. Subjects are classes, or functions that make what is to be judged."""
+
+    id: str
+    title: str
+    """What happened elsewhere."""
+    checker: str
+    """What must tell mutant and twin apart."""
+    mutant: Subject
+    twin: Subject
+    check: Callable[[Any], str | None]
+    """What the checker says of a subject; None when it says nothing. Raises CheckerOff if it did not run."""
+    program: Callable[[Any], Program] | None = None
+    """A subject as threads to be scheduled, where it takes an unlucky schedule for the mistake to show."""
+
+    @property
+    def kind(self) -> Literal["real", "model"]:
+        """Whether the correct code is this monitor's own."""
+        return "real" if self.twin.__module__.partition(".")[0] == "vmm" else "model"
+
+    @property
+    def story(self) -> str:
+        """What happened elsewhere and what is planted, in a few lines."""
+        return inspect.cleandoc(sys.modules[self.mutant.__module__].__doc__ or "")
+
+
+def lock_report(run: Callable[[Locking], object], locking: Locking | None = None) -> str | None:
+    """What the checked locks report of a run, the first line of it."""
+    locking = locking or Locking(checked=True)
+    if locking.checker is None:
+        raise CheckerOff("these locks are not checked")
+    try:
+        run(locking)
+    except LockOrderError:
+        pass
+    return str(locking.checker.reports[0]).splitlines()[0] if locking.checker.reports else None
