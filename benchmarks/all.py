@@ -10,12 +10,9 @@ import argparse
 import subprocess
 import sys
 from pathlib import Path
-from typing import Final
 
 from benchmarks import page
 from benchmarks.guests import ROOT, pythons
-
-MODULES: Final = ("boot", "cpu", "smp", "exits", "startup")
 
 
 def main() -> int:
@@ -24,7 +21,9 @@ def main() -> int:
         description=head, epilog=rest.strip(), formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--into", type=Path, metavar="DIR", help="write results and page there instead")
-    parser.add_argument("--only", action="append", choices=(*MODULES, "locks"), help="this one (again for more)")
+    parser.add_argument(
+        "--only", action="append", choices=(*page.MODULES, "locks"), help="this one, or all of locks (again for more)"
+    )
     parser.add_argument("--python", type=Path, action="append", metavar="PATH", help="measure on this Python (again)")
     parser.add_argument("--patience", default="0", metavar="SECONDS", help="for each benchmark: see its --help")
     parser.add_argument("--quick", action="store_true", help="a first impression")
@@ -33,21 +32,15 @@ def main() -> int:
     builds = pythons(options.python)
     common = ["--patience", options.patience, *(["--quick"] if options.quick else [])]
     failed = []
-    for module in options.only or (*MODULES, "locks"):
-        if module == "locks":
-            runs = {
-                f"locks{'-ft' * build.free_threaded}": [str(build.path), "-m", "benchmarks.locks.entry"]
-                for build in builds
-            }
-        else:
-            chosen = [argument for build in builds for argument in ("--python", str(build.path))]
-            runs = {module: [sys.executable, "-m", f"benchmarks.{module}", *chosen]}
-        for name, command in runs.items():
-            print(f"== {name}", file=sys.stderr, flush=True)
-            if subprocess.run(
-                [*command, *common, "--json", str(results.resolve() / f"{name}.json")], cwd=ROOT
-            ).returncode:
-                failed.append(name)
+    for module in page.MODULES:
+        if options.only and not any(f"{module}.".startswith(f"{only}.") for only in options.only):
+            continue
+        print(f"== {module}", file=sys.stderr, flush=True)
+        chosen = [argument for build in builds for argument in ("--python", str(build.path))]
+        result = results.resolve() / f"{page.result_name(module)}.json"
+        command = [sys.executable, "-m", f"benchmarks.{module}", *chosen, *common, "--json", str(result)]
+        if subprocess.run(command, cwd=ROOT).returncode:
+            failed.append(module)
     page.write(results, results / "benchmarks.md" if options.into else page.PAGE)
     if failed:
         print(f"failed: {', '.join(failed)}", file=sys.stderr)

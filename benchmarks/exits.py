@@ -22,20 +22,21 @@ from __future__ import annotations
 
 import argparse
 import gc
-import json
 import re
-import subprocess
 import sys
 import threading
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.guests import ROOT, TICK_S, Assembly, Python, file_of, pythons
+from benchmarks.guests import TICK_S, Assembly, file_of, pythons
 from benchmarks.quiet import Quiet
-from benchmarks.report import Figure, Report, alternate, gil_came_back, parser
+from benchmarks.report import Figure, Report, alternate, parser
+from benchmarks.workers import Worker, serve
+from vmm.bql import Policy
 from vmm.locks import Locking
 from vmm.machine.config import Config
 from vmm.machine.lifecycle import Outcome
@@ -72,16 +73,24 @@ _FIRST, _LAST, _COUNTS = 8, 16, 24
 _T0, _T1, _T2, _DEVICE, _AT, _HART, _END, _STEP, _COUNT, _SLOT, _BEGAN, _UNTIL = 5, 6, 7, 8, 9, 10, *range(18, 24)
 _TIME = 0xC01
 _MCR, _LOOP = 4, 0x10
-_ACCESSES = {"LSR": (UART.base, "lbu", 5), "RBR": (UART.base, "lbu", 0), "RTC": (RTC.base, "lw", 0), "time": None}
+OWN: Final = 0x1001_0000
+"""Where a benchmark's own device is, if it has one: beyond the board's."""
+_ACCESSES = {
+    "LSR": (UART.base, "lbu", 5),
+    "RBR": (UART.base, "lbu", 0),
+    "RTC": (RTC.base, "lw", 0),
+    "own": (OWN, "lw", 0),
+    "time": None,
+}
 
 
 @dataclass(frozen=True)
 class Cell:
     """One condition to measure under.
 
-    `beside` is what a second hart reads, `apart` the us that each hart computes between accesses, `load` what another
-    thread does ("completions", "computing"), `interval` the thread switch interval, s, where it is not to be the
-    machine's own. It ends after so many accesses, or so many seconds.
+    `beside` is what a second hart reads ("own": a device that `prepare` mapped), `apart` the us that each hart computes
+    between accesses, `load` what another thread does ("completions", "computing"), `interval` the thread switch
+    interval, s, where it is not to be the machine's own. It ends after so many accesses, or so many seconds.
     """
 
     register: str = "LSR"
@@ -92,6 +101,7 @@ class Cell:
     interval: float | None = None
     accesses: int = 200_000
     seconds: float = 0.5
+    locking: Policy = "device"
 
 
 # -- the guest ---------------------------------------------------------------------------------------------------------
@@ -213,8 +223,11 @@ class Load:
             turns += 1
 
 
-def measure(cell: Cell) -> dict[str, Any]:
-    """Rates in 1/s. Latency in us: percentiles, and the share of accesses that took longer than so much."""
+def measure(cell: Cell, prepare: Callable[[Board], None] = lambda board: None) -> dict[str, Any]:
+    """Rates in 1/s. Latency in us: percentiles, and the share of accesses that took longer than so much.
+
+    `prepare` may add to the board before it starts.
+    """
     ended = threading.Event()
     outcomes: list[Outcome] = []
 
@@ -223,12 +236,13 @@ def measure(cell: Cell) -> dict[str, Any]:
         ended.set()
 
     with file_of(program(cell)) as bios:
-        config = Config(bios=bios, smp=2 if cell.beside else 1, mem=64 << 20)
+        config = Config(bios=bios, smp=2 if cell.beside else 1, mem=64 << 20, locking=cell.locking)
         board = Board(
             config, locking=Locking(config.locking), make_harts=SoftwareHarts, ended=end, restart=ended.set, commands={}
         )
     gc.collect()
     try:
+        prepare(board)
         load = Load(board, cell.load)
         board.start()
         if cell.interval:
@@ -237,7 +251,8 @@ def measure(cell: Cell) -> dict[str, Any]:
             raise SystemExit(f"{cell}: {outcomes or 'did not end'}")
         load.stop()
         control = board.ram.view[_CONTROL - RAM_BASE :][:64].cast("Q").tolist()
-        samples = board.ram.view[_SAMPLES - RAM_BASE :][: 4 * cell.accesses].cast("I").tolist()
+        room = 4 * cell.accesses if cell.timed else 0
+        samples = board.ram.view[_SAMPLES - RAM_BASE :][:room].cast("I").tolist()
     finally:
         sys.setswitchinterval(CPYTHON_INTERVAL)  # the next machine sets its own
         board.stop()
@@ -274,43 +289,6 @@ def quantile(counts: list[tuple[int, int]], total: int, q: float) -> float:
 
 
 # -- on several Pythons ------------------------------------------------------------------------------------------------
-
-
-class Worker:
-    """A process of one Python that measures what it is told, so that builds can take turns."""
-
-    def __init__(self, python: Python) -> None:
-        self.python = python
-        self._process = subprocess.Popen(
-            [python.path, "-m", "benchmarks.exits", "--worker"],
-            cwd=ROOT,
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def measure(self, cell: Cell) -> dict[str, Any]:
-        assert self._process.stdin
-        assert self._process.stdout
-        print(json.dumps(asdict(cell)), file=self._process.stdin, flush=True)
-        answer = self._process.stdout.readline()
-        if not answer:
-            raise SystemExit(f"{self.python.name}: the measuring process ended with {self._process.wait()}")
-        result: dict[str, Any] = json.loads(answer)
-        return result
-
-    def close(self) -> None:
-        self._process.communicate()
-
-
-def work() -> int:
-    """Measures the cells that come in, as JSON, on standard input."""
-    for line in sys.stdin:
-        result = measure(Cell(**json.loads(line)))
-        if gil_came_back():
-            raise SystemExit("an import has brought the GIL back")
-        print(json.dumps(result), flush=True)
-    return 0
 
 
 def cells(free_threaded: bool) -> dict[str, Cell]:
@@ -360,13 +338,14 @@ def main() -> int:
     options_parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     options = options_parser.parse_args()
     if options.worker:
-        return work()
+        return serve(measure, Cell)
     report = Report("Exits: a locked device register, read by a guest", __doc__ or "")
     quiet = Quiet(options.patience)
-    workers = [Worker(python) for python in pythons(options.python)]
-    report.facts["pythons"] = {worker.python.name: worker.python.build for worker in workers}
+    builds = pythons(options.python)
+    report.facts["pythons"] = {python.name: python.build for python in builds}
     report.facts["thread switch interval"] = f"{SWITCH_INTERVAL_S * 1e3:g} ms unless said otherwise"
-    try:
+    with ExitStack() as stack:
+        workers = [stack.enter_context(Worker(python, "benchmarks.exits")) for python in builds]
         sides: dict[str, Callable[[], dict[str, Any]]] = {}
         plan: dict[str, dict[str, str]] = {}
         for worker in workers:
@@ -377,9 +356,6 @@ def main() -> int:
                     plan.setdefault(name, {})[worker.python.name] = side
         sides = {side: sides[side] for name in plan for side in plan[name].values()}
         samples = alternate(sides, options.rounds, quiet)
-    finally:
-        for worker in workers:
-            worker.close()
     report.facts["conditions"] = str(quiet)
     for name, by_python in plan.items():
         results = {python: samples[side] for python, side in by_python.items()}

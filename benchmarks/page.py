@@ -12,11 +12,15 @@ from pathlib import Path
 from typing import Any, Final
 
 from benchmarks.guests import ROOT
-from benchmarks.plot import svg
+from benchmarks.plot import chart, svg
 
 RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
-ORDER: Final = ("boot", "cpu", "smp", "exits", "startup", "locks", "locks-ft")
+MODULES: Final = (
+    *("boot", "cpu", "smp", "exits", "startup"),
+    *("locks.headline", "locks.entry"),
+)
+"""The benchmarks, in the order in which the page shows them; each writes the result of its name."""
 HEAD: Final = """\
 # Benchmarks
 
@@ -29,18 +33,25 @@ Content = dict[str, Any]
 
 def pages(results: Path, page: Path) -> dict[Path, str]:
     """The page and its plots, by path."""
-    found = {name: json.loads(path.read_text()) for name in ORDER if (path := results / f"{name}.json").exists()}
+    names = map(result_name, MODULES)
+    found = {name: json.loads(path.read_text()) for name in names if (path := results / f"{name}.json").exists()}
     files: dict[Path, str] = {}
     sections = [HEAD, "\n".join(summary(found))]
     for name, content in found.items():
+        pictures = {title: svg(title, lines) for title, lines in content.get("curves", {}).items()}
+        pictures |= {plot["title"]: chart(**plot) for plot in content.get("charts", ())}
         plots = {}
-        for number, (title, lines) in enumerate(content.get("curves", {}).items(), 1):
+        for number, (title, picture) in enumerate(pictures.items(), 1):
             path = page.parent / "pictures" / f"{name}-{number}.svg"
-            files[path] = svg(title, lines)
+            files[path] = picture
             plots[title] = path.relative_to(page.parent)
         sections.append("\n".join(section(content, plots)))
     files[page] = "\n".join(sections)
     return files
+
+
+def result_name(module: str) -> str:
+    return module.replace(".", "-")
 
 
 def summary(found: dict[str, Content]) -> Iterator[str]:
@@ -61,7 +72,7 @@ def section(content: Content, plots: dict[str, Path]) -> Iterator[str]:
         yield from prose(about)
         yield ""
     for fact, value in content.items():
-        if fact not in ("title", "about", "figures", "curves"):
+        if fact not in ("title", "about", "figures", "curves", "charts"):
             yield f"- {fact}: {'; '.join(value.values()) if fact == 'pythons' else value}"
     yield ""
     for _, group in itertools.groupby(content["figures"], key=alike):

@@ -85,6 +85,16 @@ class Figure:
         object.__setattr__(self, "medians", medians)
 
 
+@dataclass(frozen=True)
+class Chart:
+    """A plot of something over a count: points are (count, value), with `bands` (count, value, least, most)."""
+
+    title: str
+    caption: str
+    lines: dict[str, list[tuple[float, ...]]]
+    bands: bool = False
+
+
 class Report:
     """The figures of one benchmark. Made after all imports, since some of them could bring the GIL back."""
 
@@ -96,7 +106,8 @@ class Report:
         self.facts: dict[str, Any] = {"python": python_build(), "machine": machine()}
         self.figures: list[Figure] = []
         self.curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
-        """Plots: title -> line -> points."""
+        """Plots of distributions: title -> line -> points."""
+        self.charts: list[Chart] = []
 
     def add(self, figure: Figure) -> Figure:
         self.figures.append(figure)
@@ -116,6 +127,8 @@ class Report:
 
     def finish(self, options: argparse.Namespace) -> int:
         """Print the table, write the JSON where asked to; 0, also when a bound was not met: that is for a reader."""
+        if options.quick:
+            self.facts["length"] = "a first impression (--quick)"
         print(self)
         if options.json:
             content = {
@@ -124,10 +137,18 @@ class Report:
                 "about": self.about,
                 "figures": [asdict(figure) for figure in self.figures],
                 "curves": self.curves,
+                "charts": [asdict(chart) for chart in self.charts],
             }
             options.json.parent.mkdir(parents=True, exist_ok=True)
             options.json.write_text(json.dumps(content, indent=1) + "\n")
         return 0
+
+
+class _Quick(argparse.Action):
+    """Few rounds, and `quick` set for whoever says so or shortens more."""
+
+    def __call__(self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, *_: Any) -> None:
+        namespace.quick, namespace.rounds = True, self.const
 
 
 def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
@@ -141,10 +162,11 @@ def parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
     )
     result.add_argument(
         "--quick",
-        dest="rounds",
-        action="store_const",
+        action=_Quick,
+        nargs=0,
         const=min(rounds, QUICK_ROUNDS),
-        help=f"a first impression: {min(rounds, QUICK_ROUNDS)} rounds",
+        default=False,
+        help=f"a first impression, and the result says so: {min(rounds, QUICK_ROUNDS)} rounds",
     )
     result.add_argument(
         "--patience",

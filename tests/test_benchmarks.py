@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import importlib.util
 from dataclasses import replace
 
 import pytest
 
 from benchmarks import page, quiet
 from benchmarks.exits import Cell, distribution, measure
-from benchmarks.plot import svg
+from benchmarks.guests import Line
+from benchmarks.locks import headline
+from benchmarks.plot import chart, svg
 from benchmarks.quiet import Quiet
 
 
@@ -59,3 +62,24 @@ def test_a_plot_holds_every_line() -> None:
     assert "&lt;latency&gt;" in picture
     assert picture.count('class="l"') == 4
     assert picture.count("stroke-dasharray") == 2
+
+
+def test_a_chart_shows_values_over_a_count_and_bands_around_them() -> None:
+    lines = {"device, Python 3.13t": [(1, 2e6, 1e6, 3e6), (64, 90e6, 50e6, 95e6)]}
+    picture = chart("two policies (model)", "threads", lines, bands=True)
+    assert picture.count("fill-opacity") == 1
+    assert ">64</text>" in picture
+    assert ">100 M</text>" in picture
+    assert "fill-opacity" not in chart("two policies", "threads", {"device": [(1, 2.0), (8, 3.0)]})
+
+
+def test_every_benchmark_can_be_run_by_its_name() -> None:
+    for module in page.MODULES:
+        assert importlib.util.find_spec(f"benchmarks.{module}") is not None
+
+
+def test_what_two_harts_do_is_compared_with_what_each_does_alone() -> None:
+    said = {"rtc-1": Line(100, 1.0), "uart-1": Line(300, 1.0), "rtc-2": Line(90, 1.0), "uart-2": Line(210, 1.0)}
+    assert headline.alone(said) == pytest.approx(200)
+    assert headline.together(said) == pytest.approx(300)
+    assert headline.scale(said) == pytest.approx(1.5)

@@ -2,16 +2,34 @@
 
 from __future__ import annotations
 
+import argparse
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
 
+from benchmarks.guests import pythons
 from benchmarks.quiet import Quiet
 from benchmarks.report import Figure, Report, alternate, parser
+from benchmarks.workers import Worker, serve
 from vmm.locks import Device, Locking, entry, lockfree
 
-CALLS = 200_000
-BOUND = 1.2
+CALLS: Final = 200_000
+CHECKED_CALLS: Final = 20_000
+PLAIN_BOUND: Final = 1.2
+CHECKED_BOUND_NS: Final = 6_000
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One of `KINDS`, called so often."""
+
+    kind: str
+    calls: int = CALLS
 
 
 class Registers(Device):
@@ -40,45 +58,60 @@ class Registers(Device):
         return self._value
 
 
-def nanoseconds(read: Callable[[int, int], int], calls: int = CALLS) -> float:
-    """Time of one call, without that of the loop around it."""
-    turns = range(calls)
+WITH, PLAIN, CHECKED = "with RLock, by hand", "@entry", "@entry, checked"
+KINDS: Final[dict[str, Callable[[Registers], Callable[[int, int], int]]]] = {
+    "no lock": lambda device: device.read_bare,
+    WITH: lambda device: device.read_with,
+    PLAIN: lambda device: device.read,
+    "@entry(posts=True)": lambda device: device.read_posting,
+    CHECKED: lambda device: device.read,
+}
+
+
+def measure(cell: Cell) -> float:
+    """Time of one call, ns, without that of the loop around it."""
+    device = Locking(checked=cell.kind == CHECKED).make(Registers, "registers")
+    read = KINDS[cell.kind](device)
+    turns = range(cell.calls)
     started = time.perf_counter_ns()
     for _ in turns:
         pass
     empty = time.perf_counter_ns()
     for _ in turns:
         read(0, 1)
-    return (time.perf_counter_ns() - empty - (empty - started)) / calls
+    return (time.perf_counter_ns() - empty - (empty - started)) / cell.calls
 
 
 def main() -> int:
-    options = parser(__doc__, rounds=15).parse_args()
+    options_parser = parser(__doc__, rounds=15)
+    options_parser.add_argument("--python", type=Path, action="append", metavar="PATH", help="measure on this Python")
+    options_parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
+    options = options_parser.parse_args()
+    if options.worker:
+        return serve(measure, Cell)
     report = Report("Locks: one call of a device's public method", __doc__ or "")
     quiet = Quiet(options.patience)
-    plain = Locking().make(Registers, "plain")
-    checked = Locking(checked=True).make(Registers, "checked")
-    with_lock, with_entry = "with RLock, by hand", "@entry"
-    sides: dict[str, Callable[[], float]] = {
-        "no lock": lambda: nanoseconds(plain.read_bare),
-        with_lock: lambda: nanoseconds(plain.read_with),
-        with_entry: lambda: nanoseconds(plain.read),
-        "@entry(posts=True)": lambda: nanoseconds(plain.read_posting),
-        "@entry, checked": lambda: nanoseconds(checked.read, CALLS // 10),
-    }
-    samples = alternate(sides, options.rounds, quiet)
+    builds = pythons(options.python)
+    report.facts["pythons"] = {python.name: python.build for python in builds}
+    with ExitStack() as stack:
+        sides: dict[str, Callable[[], float]] = {}
+        for python in builds:
+            worker = stack.enter_context(Worker(python, "benchmarks.locks.entry"))
+            for kind in KINDS:
+                cell = Cell(kind, CHECKED_CALLS if kind == CHECKED else CALLS)
+                sides[f"{kind}, {python.name}"] = partial(worker.measure, cell)
+        samples = alternate(sides, options.rounds, quiet)
     report.facts["conditions"] = str(quiet)
-    figure = Figure("a call, uncontended", "ns", samples)
-    ratio = figure.medians[with_entry] / figure.medians[with_lock]
-    report.add(
-        Figure(
-            figure.name,
-            figure.unit,
-            samples,
-            bound=f"@entry costs {ratio:.2f} times the hand-written lock; at most {BOUND}",
-            met=ratio <= BOUND,
-        )
-    )
+    for python in builds:
+        own = {kind: samples[f"{kind}, {python.name}"] for kind in KINDS}
+        medians = Figure("", "ns", own).medians
+        ratio = medians[PLAIN] / medians[WITH]
+        bound = f"@entry costs {ratio:.2f} times the hand-written lock; at most {PLAIN_BOUND}"
+        report.add(Figure(f"a call, uncontended, {python.name}", "ns", own, bound, ratio <= PLAIN_BOUND))
+        checked = {CHECKED: own[CHECKED]}
+        bound = f"{medians[CHECKED] / 1e3:.2f} us; at most {CHECKED_BOUND_NS / 1e3:g}"
+        met = medians[CHECKED] <= CHECKED_BOUND_NS
+        report.add(Figure(f"a checked acquisition, {python.name}", "ns", checked, bound, met))
     return report.finish(options)
 
 
