@@ -21,9 +21,10 @@ ROWS = (
     ("fabric",),
     ("isa",),
     ("codegen",),
+    ("lockstat",),
     ("lockcheck",),
     ("locks",),
-    ("bql", "cachedir"),
+    ("bql", "cachedir", "timeline"),
     ("errors",),
     ("vmm",),  # vmm/__init__.py
 )

@@ -118,7 +118,7 @@ class Checker(Kit):
 
     def __init__(self, base: Kit = PLAIN) -> None:
         """Kit `base` makes what does not concern the checker: the locks that do exclude, conditions, threads."""
-        self._base = base
+        self._base: Kit = base
         self.reports: list[str] = []
 
     def lock(

@@ -81,7 +81,7 @@ class LockStatistics:
     holder: str | None  # name of the thread that holds it
     depth: int  # how many times the holder has taken it
     waiters: tuple[str, ...]
-    handoffs: int  # acquisitions that had to wait for another thread
+    contended: int  # acquisitions that had to wait for another thread
     waited_ns: int  # sum of those waits
     longest_wait_ns: int
 
@@ -94,14 +94,14 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
     (`benchmarks/locks/entry.py`). A `with` on this lock counts in `__enter__`, for 70 ns more.
     """
 
-    __slots__ = ("_handoffs", "_longest_wait_ns", "_waited_ns", "_waiting", "lock_class", "name", "rank")
+    __slots__ = ("_contended", "_longest_wait_ns", "_waited_ns", "_waiting", "lock_class", "name", "rank")
 
     def __init__(self, name: str, lock_class: str | None = None, rank: Rank = Rank.DEVICE) -> None:
         self.name = name
         self.lock_class = lock_class or name
         self.rank = rank
         self._waiting: set[int] = set()  # thread idents; each adds and removes its own
-        self._handoffs = self._waited_ns = self._longest_wait_ns = 0  # written by the holder only
+        self._contended = self._waited_ns = self._longest_wait_ns = 0  # written by the holder only
 
     def contend(self) -> Literal[True]:
         """Wait for the lock; account for the wait.
@@ -120,7 +120,7 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
         finally:
             self._waiting.discard(ident)
         waited = time.perf_counter_ns() - started
-        self._handoffs += 1
+        self._contended += 1
         self._waited_ns += waited
         self._longest_wait_ns = max(self._longest_wait_ns, waited)
         return True
@@ -150,7 +150,7 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
             holder=thread_name(owner) if depth else None,
             depth=depth,
             waiters=tuple(thread_name(ident) for ident in self._waiting.copy()),  # copy() is atomic, tuple() is not
-            handoffs=self._handoffs,
+            contended=self._contended,
             waited_ns=self._waited_ns,
             longest_wait_ns=self._longest_wait_ns,
         )
@@ -406,6 +406,9 @@ class Kit:
     Other kits are `vmm.lockcheck.Checker`, which reports whoever breaks the rules, and those that measure and schedule.
     They are made around one another, so that a checked machine may be a measured one.
     """
+
+    _base: Kit | None = None
+    """The kit that this one is made around."""
 
     def lock(
         self,

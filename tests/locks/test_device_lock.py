@@ -19,7 +19,7 @@ def test_a_free_lock_says_so() -> None:
     lock = DeviceLock("uart0", "Uart16550", Rank.DEVICE)
     assert repr(lock) == "<DeviceLock 'uart0' of class Uart16550, DEVICE: free>"
     now = lock.statistics()
-    assert (now.holder, now.depth, now.waiters, now.handoffs, now.waited_ns) == (None, 0, (), 0, 0)
+    assert (now.holder, now.depth, now.waiters, now.contended, now.waited_ns) == (None, 0, (), 0, 0)
 
 
 def test_the_holder_may_take_it_again_and_is_named_with_its_depth() -> None:
@@ -54,7 +54,7 @@ def test_waiters_are_named_and_their_waits_counted(door: str, checked: bool) -> 
         assert "(depth 1), vcpu7 waiting>" in repr(thing._lock)
     waiter.join()
     (now,) = (now for now in locking.statistics() if now.name == "thing0")
-    assert (now.holder, now.waiters, now.handoffs) == (None, (), 1)
+    assert (now.holder, now.waiters, now.contended) == (None, (), 1)
     assert now.longest_wait_ns == now.waited_ns > 0
 
 

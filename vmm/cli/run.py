@@ -151,7 +151,7 @@ class _Keys:
             figures = self.machine.statistics()
             locks = figures.pop("locks")
             lines = [f"{name}: {what}" for name, what in figures.items()]
-            lines += [str(lock) for lock in locks if lock.handoffs]
+            lines += [str(lock) for lock in locks if lock.contended]
             print("\n".join(["", *lines]), file=sys.stderr)
 
 
