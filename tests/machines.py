@@ -12,6 +12,7 @@ from typing import Any
 
 from vmm.fabric.bus import Bus
 from vmm.fabric.dma import Dma
+from vmm.lockreport import joined
 from vmm.machine.config import Config
 from vmm.machine.machine import Machine
 
@@ -94,4 +95,4 @@ def bus(machine: Machine) -> Bus:
 def check_lock_reports(machine: Machine) -> None:
     checker = machine._board.locking.checker
     if checker and checker.reports:
-        raise AssertionError("\n\n".join(checker.reports))
+        raise AssertionError(joined(checker.reports))

@@ -23,6 +23,8 @@ ROWS = (
     ("codegen",),
     ("lockstat",),
     ("lockcheck",),
+    ("lockgraph",),
+    ("lockreport",),
     ("locks",),
     ("bql", "cachedir", "timeline"),
     ("errors",),

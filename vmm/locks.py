@@ -213,6 +213,7 @@ class Door:
     posts: bool = False
     reentrant: str | None = None  # why a thread that is inside the device may come in again from outside it
     lockfree: str | None = None  # why it takes no lock
+    home: bool = False  # whether only the device's home thread, `_home`, comes in by it
 
 
 _ENTRY: Final = """\
@@ -246,9 +247,12 @@ def {name}{parameters}:
 @overload
 def entry(method: F, /) -> F: ...
 @overload
-def entry(*, posts: bool = False, reentrant: str | None = None) -> Callable[[F], F]: ...
-def entry(method: F | None = None, /, *, posts: bool = False, reentrant: str | None = None) -> F | Callable[[F], F]:
-    """Make a public method take its device's lock. With `posts=True` its body may queue calls by `_post`.
+def entry(*, posts: bool = False, reentrant: str | None = None, home: bool = False) -> Callable[[F], F]: ...
+def entry(
+    method: F | None = None, /, *, posts: bool = False, reentrant: str | None = None, home: bool = False
+) -> F | Callable[[F], F]:
+    """Make a public method take its device's lock. With `posts=True` its body may queue calls by `_post`; with
+    `home=True` it is for the device's home thread alone, which checked variants assert.
 
     The wrapper is compiled with the method's own signature: one that takes `*args` costs half as much again.
     """
@@ -256,18 +260,26 @@ def entry(method: F | None = None, /, *, posts: bool = False, reentrant: str | N
     def make_door(body: F) -> F:
         if inspect.isgeneratorfunction(body) or inspect.iscoroutinefunction(body):
             raise TypeError(f"{body.__qualname__}: its body would run after @entry had released the lock")
-        return cast(F, _compile(_POSTING_ENTRY if posts else _ENTRY, body, Door(posts=posts, reentrant=reentrant)))
+        return cast(F, door_around(body, Door(posts=posts, reentrant=reentrant, home=home)))
 
     return make_door if method is None else make_door(method)
 
 
-def lockfree(reason: str) -> Callable[[F], F]:
-    """Say why a public method takes no lock. Below `@property` and `@staticmethod`, above nothing else."""
+def door_around(body: Callable[..., Any], door: Door) -> Callable[..., Any]:
+    """What `@entry` makes of a method: a function that takes the lock and calls `body`, its `__wrapped__`."""
+    return _compile(_POSTING_ENTRY if door.posts else _ENTRY, body, door)
+
+
+def lockfree(reason: str, *, home: bool = False) -> Callable[[F], F]:
+    """Say why a public method takes no lock. Below `@property` and `@staticmethod`, above nothing else.
+
+    With `home=True` it is for the device's home thread alone.
+    """
     if not isinstance(reason, str) or not reason:
         raise TypeError("@lockfree needs its reason")
 
     def mark(method: F) -> F:
-        method.__door__ = Door(lockfree=reason)  # type: ignore[attr-defined]
+        method.__door__ = Door(lockfree=reason, home=home)  # type: ignore[attr-defined]
         return method
 
     return mark
@@ -291,8 +303,9 @@ def _compile(template: str, method: Callable[..., Any], door: Door) -> Callable[
     namespace: dict[str, Any] = {"__body": method, "__thread": _thread}
     exec(compile(source, filename, "exec"), namespace)
     door_function: Any = functools.wraps(method)(namespace[method.__name__])
-    door_function.__defaults__ = method.__defaults__
-    door_function.__kwdefaults__ = method.__kwdefaults__
+    written: Any = inspect.unwrap(method)  # the one that `signature` tells of
+    door_function.__defaults__ = written.__defaults__
+    door_function.__kwdefaults__ = written.__kwdefaults__
     door_function.__door__ = door
     return cast(Callable[..., Any], door_function)
 
@@ -426,16 +439,21 @@ class Kit:
         """The variant of a device class."""
         return cls
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str, progress_class: str | None = None) -> Progress:
+        """Something to wait for. Its class, as a lock's, is what the order graph goes by."""
         return Progress(name)
 
-    def condition(self, name: str) -> Condition:
+    def condition(self, name: str, lock_class: str | None = None) -> Condition:
         """A condition variable with a lock of its own, which is of rank LEAF."""
         return cast(Condition, threading.Condition(threading.Lock()))
 
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
         """A thread that is not started yet, and that no process waits for at its end."""
         return threading.Thread(target=target, name=name, args=args, daemon=True)
+
+    def away_from_home(self, work: str, home: str) -> None:
+        """The calling thread does work that belongs on the thread `home`."""
+        raise InternalError(f"{work} ran on {threading.current_thread().name}: its home is {home}")
 
     def point(self, what: str) -> None:
         """The calling thread is about to do something that other threads can see. A kit that schedules switches here;
@@ -451,12 +469,15 @@ PLAIN: Final = Kit()
 class Locking:
     """Which locks one machine uses: one a device or one for all, of which kit. Makes the machine's devices."""
 
-    def __init__(self, policy: bql.Policy = "device", checked: bool = False, kit: Kit = PLAIN) -> None:
-        """`checked` puts a checker around `kit`."""
+    def __init__(
+        self, policy: bql.Policy = "device", checked: bool = False, kit: Kit = PLAIN, *, raising: bool = True
+    ) -> None:
+        """`checked` puts a checker around `kit`. It raises its reports in the thread at fault, or with `raising=False`
+        only keeps those that the thread can go on after."""
         if policy not in bql.POLICIES:
             raise InternalError(f"locking policy {policy!r} is none of {', '.join(bql.POLICIES)}")
         self.policy: Final = policy
-        self.checker: Final = _new_checker(kit) if checked else None
+        self.checker: Final = _new_checker(kit, raising) if checked else None
         self.kit: Final[Kit] = self.checker or kit
         self._registry = threading.Lock()  # guards _locks
         self._locks: weakref.WeakSet[DeviceLock] = weakref.WeakSet()
@@ -494,7 +515,7 @@ class Locking:
         return f"<Locking {self.policy}{', checked' if self.checker else ''}: {held}>"
 
 
-def _new_checker(kit: Kit) -> Checker:
+def _new_checker(kit: Kit, raising: bool) -> Checker:
     from vmm.lockcheck import Checker  # here, since it is built from this module, and a plain run has no use for it
 
-    return Checker(kit)
+    return Checker(kit, raising=raising)

@@ -446,13 +446,13 @@ class Meter(Kit):
     def variant(self, cls: C) -> C:
         return self._base.variant(cls)
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str, progress_class: str | None = None) -> Progress:
         with self._registry:
             waits = self._waits.setdefault(name, Waits())
-        return MeteredProgress(self, self._base.progress(name), waits)
+        return MeteredProgress(self, self._base.progress(name, progress_class), waits)
 
-    def condition(self, name: str) -> Condition:
-        return self._base.condition(name)
+    def condition(self, name: str, lock_class: str | None = None) -> Condition:
+        return self._base.condition(name, lock_class)
 
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
         return self._base.thread(target, name, args)

@@ -17,6 +17,8 @@ class Home(Protocol):
 
     def remove_reader(self, fd: int) -> None: ...
 
+    def assert_home(self) -> None: ...
+
 
 class Doorbell:
     """Runs `callback` on `home` after `fd` was written to, by `ring`, by generated code or by another process."""
@@ -37,6 +39,7 @@ class Doorbell:
 
     def close(self) -> None:
         """On the home thread, once nobody rings any more (see `Bus.retire`): a closed descriptor's number is reused."""
+        self._home.assert_home()
         self._home.remove_reader(self.fd)
         os.close(self.fd)
 

@@ -16,11 +16,11 @@ class InFlight:
 
     def __init__(self, name: str, kit: Kit = PLAIN) -> None:
         self.name: Final = name
-        self.progress: Final = kit.progress("copies in flight")
+        self.progress: Final = kit.progress(f"copies in flight of {name}", "copies in flight")
         """Of the work: whoever does it serves this."""
         self._count = self._waiters = 0
         # Rank LEAF; guards `_count` and `_waiters`. Nothing is called under it. It signals that `_count` is 0.
-        self._idle = kit.condition(f"{name} idle")
+        self._idle = kit.condition(f"{name} idle", "copies counted")
 
     def __repr__(self) -> str:
         return f"<InFlight {self.name}: {self._count}>"

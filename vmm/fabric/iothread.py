@@ -90,7 +90,7 @@ class IoThread:
     ) -> None:
         self.name: Final = name
         self._kit = kit
-        self._progress = kit.progress(f"callbacks of {name}")
+        self._progress = kit.progress(f"callbacks of {name}", "I/O callbacks")
         self._on_error = on_error
         self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
         self._epoll = select.epoll()
@@ -146,9 +146,9 @@ class IoThread:
         return self._thread is not None and self._thread.ident == threading.get_ident()
 
     def assert_home(self) -> None:
-        """Raise InternalError unless the caller runs on this thread."""
+        """Raise InternalError, or have the checker report, unless the caller runs on this thread."""
         if not self.is_home:
-            raise InternalError(f"work of {self.name} ran on {threading.current_thread().name}")
+            self._kit.away_from_home(f"work of {self.name}", self.name)
 
     def statistics(self) -> IoStatistics:
         return IoStatistics(self._turns, self._callbacks, self._busy_ns, self._longest_ns, self._longest, self._running)

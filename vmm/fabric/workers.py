@@ -38,7 +38,7 @@ class Workers:
     def __init__(self, size: int, name: str, kit: Kit = PLAIN) -> None:
         self.name: Final = name
         self._kit = kit
-        self._progress = kit.progress(f"calls of {name}")
+        self._progress = kit.progress(f"calls of {name}", "worker calls")
         self._size = size
         self._jobs: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done, Posts] | None]
         self._jobs = queue.SimpleQueue()

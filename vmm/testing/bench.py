@@ -11,6 +11,7 @@ from vmm.errors import LockOrderError
 from vmm.fabric.bus import Bus, Target
 from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
+from vmm.lockreport import joined
 from vmm.locks import Device, Locking
 from vmm.testing.fakes import FakeClock, FakeIoThread, FakeWire
 
@@ -54,7 +55,7 @@ class DeviceBench(Generic[D]):
     def __exit__(self, kind: type[BaseException] | None, e: BaseException | None, at: TracebackType | None) -> None:
         self.ram.close()
         if self.locking.checker and self.locking.checker.reports and e is None:
-            raise LockOrderError("\n\n".join(self.locking.checker.reports))
+            raise LockOrderError(joined(self.locking.checker.reports))
 
     def read(self, offset: int, size: int = 4) -> int:
         return self.bus.read(WINDOW + offset, size)

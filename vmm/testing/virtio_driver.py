@@ -30,6 +30,7 @@ from vmm.errors import LockOrderError
 from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Posts
+from vmm.lockreport import joined
 from vmm.locks import Locking
 from vmm.testing.fakes import FakeClock, FakeIoThread, FakeWire
 
@@ -84,7 +85,7 @@ class VirtioBench:
         self.home.run()
         self.ram.close()
         if self.locking.checker and self.locking.checker.reports and e is None:
-            raise LockOrderError("\n\n".join(self.locking.checker.reports))
+            raise LockOrderError(joined(self.locking.checker.reports))
 
     def make(self, cls: Callable[..., VirtioDevice], **wiring: Any) -> Driver:
         """Make a device on this bench, behind virtio-mmio, and the driver for it."""

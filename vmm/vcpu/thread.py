@@ -44,7 +44,10 @@ class Gate:
     def __init__(self, kit: Kit = PLAIN) -> None:
         self.kit = kit
         self.arrival = kit.progress("harts at the gate")
-        self.opening = kit.progress("the gate")
+        self.departure = kit.progress("a stopping hart leaves")
+        """Apart from `arrival`: a hart that has said it is stopped takes no more lock on its way to the gate, so another
+        one may wait for it from inside."""
+        self.opening = kit.progress("the gate opens")
         # Guards all below; notified when a thread arrives at the gate, and when one may go on.
         self._changed = kit.condition("gate")
         self._threads: list[VcpuThread] = []
@@ -112,12 +115,13 @@ class Gate:
             self._changed.notify_all()
 
     def park(self, thread: VcpuThread) -> None:
-        with self._changed:
+        """Have `thread`, the caller, hold at the gate until `unpark`. It goes there next, and takes no lock before."""
+        with self.departure.serving(), self._changed:
             thread.parked = True
 
     def unpark(self, thread: VcpuThread, prepare: Callable[[], None]) -> None:
         """Let a parked thread run. `prepare` sets its registers; it runs once the thread is surely out."""
-        with self.arrival.waiting(), self._changed:
+        with self.departure.waiting(), self._changed:
             self._changed.wait_for(lambda: not thread.inside)
             prepare()
             thread.parked = False
@@ -173,7 +177,8 @@ class VcpuThread:
     def join(self, timeout: float | None = None) -> bool:
         """Wait for the thread's end; False if it has not ended in time. One that never started has ended."""
         if self._thread.ident is not None:
-            self._thread.join(timeout)
+            with self._gate.arrival.waiting():
+                self._thread.join(timeout)
         return not self._thread.is_alive()
 
     def _main(self) -> None:

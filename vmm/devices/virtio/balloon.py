@@ -116,7 +116,7 @@ class VirtioBalloon(VirtioDevice):
 
     # -- queues -------------------------------------------------------------------------------------------------------
 
-    @lockfree("takes the lock to take chains and to hand them back; works on them without it")
+    @lockfree("takes the lock to take chains and to hand them back; works on them without it", home=True)
     def serve(self, index: int) -> None:
         if index != STATS:
             super().serve(index)
@@ -127,10 +127,12 @@ class VirtioBalloon(VirtioDevice):
         if not chains:
             return
         try:
-            for chain in chains:
-                self.keep_statistics(epoch, chain.head, self.gathered(chain))
-        except GuestError as error:
-            self.finish(STATS, epoch, (), error)
+            with self._in_flight.progress.serving():
+                try:
+                    for chain in chains:
+                        self.keep_statistics(epoch, chain.head, self.gathered(chain))
+                except GuestError as error:
+                    self.finish(STATS, epoch, (), error)
         finally:
             self._in_flight.end(len(chains))
 

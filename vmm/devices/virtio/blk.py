@@ -282,7 +282,7 @@ class VirtioBlk(VirtioDevice):
         # Requests that have been done, on any thread, and not handed back yet.
         self._finished: deque[Request] = deque()
 
-    @lockfree("takes the lock to take chains and to hand them back; works on them without it")
+    @lockfree("takes the lock to take chains and to hand them back; works on them without it", home=True)
     def serve(self, index: int) -> None:
         with self._lock:
             epoch, durable = self._epochs[index], not self._writes_back()
@@ -291,16 +291,17 @@ class VirtioBlk(VirtioDevice):
             return
         blocked: list[Request] = []
         try:
-            fault: GuestError | None = None
-            try:
-                for chain in chains:
-                    request = self.medium.request(chain, epoch, durable)
-                    (self._finished if self.medium.do(request, wait=False) else blocked).append(request)
-            except GuestError as error:
-                fault = error
-            self.deliver()
-            if fault is not None:
-                self.finish(index, epoch, (), fault)
+            with self._in_flight.progress.serving():
+                fault: GuestError | None = None
+                try:
+                    for chain in chains:
+                        request = self.medium.request(chain, epoch, durable)
+                        (self._finished if self.medium.do(request, wait=False) else blocked).append(request)
+                except GuestError as error:
+                    fault = error
+                self.deliver()
+                if fault is not None:
+                    self.finish(index, epoch, (), fault)
         finally:
             self._in_flight.end(len(chains) - len(blocked))
         if self._own_thread and self._in_flight.count == len(blocked) == 1:
@@ -314,12 +315,13 @@ class VirtioBlk(VirtioDevice):
     def work(self, request: Request) -> None:
         """Do a request that may have to wait."""
         try:
-            self.medium.do(request, wait=True)
+            with self._in_flight.progress.serving():
+                self.medium.do(request, wait=True)
         finally:
             self._finished.append(request)
             self._in_flight.end()
 
-    @lockfree("passes on to `deliver`")
+    @lockfree("passes on to `deliver`", home=True)
     def worked(self, outcome: BaseException | None) -> None:
         """A worker is done with a request."""
         self.deliver()

@@ -91,9 +91,9 @@ class VirtioConsole(VirtioDevice):
 
     # -- doors for the host's side ------------------------------------------------------------------------------------
 
-    @lockfree("`serve_some` takes the lock")
+    @lockfree("`serve_some` takes the lock", home=True)
     def receive(self, data: bytes) -> int:
-        """Input arrives, on the home thread. Returns how much of it there was room for."""
+        """Input arrives. Returns how much of it there was room for."""
         self._input = data
         while self._input and self.serve_some(RECEIVE, 1):
             pass
@@ -103,14 +103,14 @@ class VirtioConsole(VirtioDevice):
     def line_break(self) -> None:
         """Nothing to pass on."""
 
-    @lockfree("`serve` takes the lock")
+    @lockfree("`serve` takes the lock", home=True)
     def output_ready(self) -> None:
         """The line is not congested any more."""
         self._timer.cancel()
         self._waiting = self._losing = False
         self.serve(TRANSMIT)
 
-    @lockfree("`serve` takes the lock")
+    @lockfree("`serve` takes the lock", home=True)
     def lose_patience(self) -> None:
         """The line has been congested for too long."""
         self._losing = self._line.congested
@@ -125,7 +125,7 @@ class VirtioConsole(VirtioDevice):
 
     # -- queues -------------------------------------------------------------------------------------------------------
 
-    @lockfree("takes the lock to take chains and to hand them back; copies without it")
+    @lockfree("takes the lock to take chains and to hand them back; copies without it", home=True)
     def serve(self, index: int) -> None:
         if index == RECEIVE:
             self._line.input_ready()

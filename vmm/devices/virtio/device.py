@@ -48,6 +48,13 @@ Ring = Literal["descriptors", "driver", "device"]
 class HomeThread(Home, Posts, Protocol):
     """The thread that serves queues: `vmm.fabric.iothread.IoThread`, or a test's."""
 
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def is_home(self) -> bool:
+        """Whether the caller runs on this thread."""
+
 
 @dataclass(slots=True)
 class VirtioState:
@@ -321,12 +328,12 @@ class VirtioDevice(Device):
 
     # -- serving ------------------------------------------------------------------------------------------------------
 
-    @lockfree("`serve_some` takes the lock")
+    @lockfree("`serve_some` takes the lock", home=True)
     def serve(self, index: int) -> None:
-        """Work on what the driver has made available in queue `index`. On the home thread."""
+        """Work on what the driver has made available in queue `index`."""
         self.serve_some(index)
 
-    @lockfree("takes the lock to take chains and to hand them back; works on them without it")
+    @lockfree("takes the lock to take chains and to hand them back; works on them without it", home=True)
     def serve_some(self, index: int, most: int = 1 << 15) -> bool:
         """Work on `most` chains of queue `index`. False: there were none, and the driver will notify of the next."""
         with self._lock:
