@@ -146,8 +146,9 @@ class IoThread:
         return self._thread is not None and self._thread.ident == threading.get_ident()
 
     def assert_home(self) -> None:
-        """Raise InternalError, or have the checker report, unless the caller runs on this thread."""
-        if not self.is_home:
+        """Raise InternalError, or have the checker report, when the caller runs on another thread than this one. Before
+        it is started any thread may do its work."""
+        if self._thread is not None and not self.is_home:
             self._kit.away_from_home(f"work of {self.name}", self.name)
 
     def statistics(self) -> IoStatistics:

@@ -45,8 +45,8 @@ class Gate:
         self.kit = kit
         self.arrival = kit.progress("harts at the gate")
         self.departure = kit.progress("a stopping hart leaves")
-        """Apart from `arrival`: a hart that has said it is stopped takes no more lock on its way to the gate, so another
-        one may wait for it from inside."""
+        """Apart from `arrival`: a hart that has said it is stopped takes no more lock on its way to the gate, so one
+        inside may wait for it."""
         self.opening = kit.progress("the gate opens")
         # Guards all below; notified when a thread arrives at the gate, and when one may go on.
         self._changed = kit.condition("gate")
