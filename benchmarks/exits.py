@@ -266,26 +266,27 @@ def measure(cell: Cell, prepare: Callable[[Board], None] = lambda board: None) -
     return result
 
 
-def distribution(ticks: list[int]) -> dict[str, Any]:
-    """Of times in ticks: mean, percentiles and maximum, us, and points (us, share of the times that are longer)."""
-    counts, total = sorted(Counter(ticks).items()), len(ticks)
+def distribution(times: list[int], unit: float = TICK_US) -> dict[str, Any]:
+    """Of whole times of so many us: mean, percentiles and maximum, us, and points (us, share of the times that are
+    longer)."""
+    counts, total = sorted(Counter(times).items()), len(times)
     shares = [10 ** (-k / 6) for k in range(1, 31) if 10 ** (-k / 6) * total >= 1]
     return {
-        "mean": sum(ticks) / total * TICK_US,
-        **{name: quantile(counts, total, q) for name, q in QUANTILES.items()},
-        "max": counts[-1][0] * TICK_US,
-        "curve": [(round(quantile(counts, total, 1 - share), 3), share) for share in shares],
+        "mean": sum(times) / total * unit,
+        **{name: quantile(counts, total, q) * unit for name, q in QUANTILES.items()},
+        "max": counts[-1][0] * unit,
+        "curve": [(round(quantile(counts, total, 1 - share) * unit, 3), share) for share in shares],
     }
 
 
 def quantile(counts: list[tuple[int, int]], total: int, q: float) -> float:
-    """us. A time of n ticks counts as spread evenly over n - 0.5 to n + 0.5."""
+    """A time of n counts as spread evenly over n - 0.5 to n + 0.5."""
     wanted, below = q * total, 0
-    for ticks, count in counts:
+    for time, count in counts:
         if below + count >= wanted:
-            return (ticks - 0.5 + (wanted - below) / count) * TICK_US
+            return time - 0.5 + (wanted - below) / count
         below += count
-    return counts[-1][0] * TICK_US
+    return counts[-1][0]
 
 
 # -- on several Pythons ------------------------------------------------------------------------------------------------
