@@ -170,7 +170,14 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
         "Looking inside",
         (
             Option("locking", "POLICY", _policy, "; ".join(f"{name}: {text}" for name, text in bql.POLICIES.items())),
-            Option("check-locks", "", _switch, "check the order of locks and who holds them while the machine runs"),
+            Option(
+                "check-locks",
+                "",
+                _switch,
+                "check the order of locks and waits, and who holds what; the machine goes on after a report "
+                "where it can, tells all of them at its end, and then ends with exit status 3 instead of 0",
+            ),
+            Option("lock-report", "FILE", _file, "write what --check-locks found, and the order graph, as JSON"),
             Option("trace-exits", "FILE", _text, "write a line for each exit of a hart to Python", optional="-"),
             Option(
                 "trace-exec",

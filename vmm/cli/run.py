@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import signal
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +13,8 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from vmm.cli.files import WholeFile
+from vmm.cli.lockreports import LockReports
 from vmm.cli.options import KEYS
 from vmm.cli.parser import parse
 from vmm.cli.signals import Signals
@@ -61,10 +61,11 @@ def run(settings: Settings) -> int:
     if settings.get("perf_map"):
         native_code().write_perf_map()
     with contextlib.ExitStack() as stack:
-        keys = _Keys()
+        reports = stack.enter_context(LockReports(settings.get("lock_report")))
+        keys = _Keys(reports)
         signals = stack.enter_context(Signals(keys.stop, keys.restore))
-        machine = stack.enter_context(Machine(config, commands=keys.commands()))
-        keys.machine = machine
+        machine = stack.enter_context(Machine(config, commands=keys.commands(), raise_reports=False))
+        keys.machine = reports.machine = machine
         if signals.received is None:
             machine.start()
         seen, in_time = _follow(machine, settings.get("expect"), settings.get("timeout"))
@@ -72,7 +73,8 @@ def run(settings: Settings) -> int:
     if problem := machine.serial.problem:
         _say(f"--serial: {problem}")
     outcome = machine.outcome or Outcome(Reason.ASKED)
-    return _conclude(outcome, signals.received, seen=seen, in_time=in_time, settings=settings)
+    status = _conclude(outcome, signals.received, seen=seen, in_time=in_time, settings=settings)
+    return Status.LOCK_REPORTS if status == Status.OK and reports.found else status
 
 
 def _follow(machine: Machine, expect: re.Pattern[bytes] | None, timeout: float | None) -> tuple[bool, bool]:
@@ -118,8 +120,9 @@ def _conclude(
 class _Keys:
     """What the escape key and the signals do to the machine, once there is one. All of it only posts."""
 
-    def __init__(self) -> None:
+    def __init__(self, reports: LockReports) -> None:
         self.machine: Machine | None = None
+        self._reports = reports
 
     def commands(self) -> dict[str, Command]:
         do: dict[str, Callable[[], None]] = {
@@ -137,6 +140,7 @@ class _Keys:
     def restore(self) -> None:
         if self.machine is not None:
             self.machine.abandon()
+            self._reports.tell()  # a machine that hangs may do so for what they say
 
     def _post(self, request: Request) -> None:
         if self.machine is not None:
@@ -201,18 +205,5 @@ def _dump(file: Path, config: Config) -> None:
         blob = boot.device_tree
     else:
         blob = virt.tree(config, None)
-    try:
-        if file.exists() and not file.is_file():
-            file.write_bytes(blob)
-            return
-        handle, name = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-        try:
-            with os.fdopen(handle, "wb") as out:
-                out.write(blob)
-            os.chmod(name, 0o644)
-            os.replace(name, file)
-        except BaseException:
-            os.unlink(name)
-            raise
-    except OSError as error:
-        raise ConfigError(f"--dump-dtb {file}: {error.strerror}: give a file that can be written") from None
+    with WholeFile("--dump-dtb", file) as whole:
+        whole.write(blob)

@@ -13,6 +13,7 @@ class Status(IntEnum):
 
     OK = 0
     BAD_INPUT = 2
+    LOCK_REPORTS = 3
     LARGEST_GUEST_CODE = 120
     NOT_EXPECTED = 123
     TIMEOUT = 124
@@ -24,6 +25,7 @@ MEANINGS = (
     ("0", "the guest powered off or was left by the escape key, or --expect saw its text"),
     ("1 to 120", "the guest ended with this code (test finisher); a larger one becomes 120 and is told in full"),
     ("2", "bad input: an option, a file or the host, told in one line before anything runs"),
+    ("3", "--check-locks had something to report and the run ended well otherwise; any other status goes before it"),
     ("123", "--expect: the run ended without the text"),
     ("124", "--timeout: the time was over"),
     ("125", "the monitor failed; hart, registers and stack are on standard error"),

@@ -68,11 +68,18 @@ class Machine:
     """
 
     def __init__(
-        self, config: Config, *, commands: Mapping[str, Command] | None = None, make_harts: Make = SoftwareHarts
+        self,
+        config: Config,
+        *,
+        commands: Mapping[str, Command] | None = None,
+        make_harts: Make = SoftwareHarts,
+        raise_reports: bool = True,
     ) -> None:
-        """`commands` are keys of the terminal, if the serial port is one."""
+        """`commands` are keys of the terminal, if the serial port is one. What checked locks report is raised in the
+        thread at fault, which mostly ends the run; or, without `raise_reports`, only kept, where that thread can go on.
+        """
         self.config = config
-        self.locking = Locking(config.locking, checked=config.check_locks)
+        self.locking = Locking(config.locking, checked=config.check_locks, raising=raise_reports)
         self._lifecycle = Lifecycle(self.locking.kit)
         self._board = Board(
             config,
