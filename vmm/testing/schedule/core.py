@@ -21,6 +21,7 @@ from typing import Any, Final, Literal, Protocol
 
 from vmm.bql import Policy
 from vmm.errors import InternalError
+from vmm.lockreport import Kind as Broken
 from vmm.locks import Condition, DeviceLock, Kit, Locking, LockStatistics, Progress, Rank, Thread
 from vmm.testing.schedule.crew import Crew, Hand
 from vmm.testing.schedule.failures import Failed, Kind, describe, kind_of, stack_of
@@ -335,10 +336,10 @@ class Scheduler(Kit):
     ) -> DeviceLock:
         return ScheduledLock(self, name, lock_class, rank) if around is None else around
 
-    def condition(self, name: str) -> Condition:
+    def condition(self, name: str, lock_class: str | None = None) -> Condition:
         return ScheduledCondition(self, name)
 
-    def progress(self, name: str) -> Progress:
+    def progress(self, name: str, progress_class: str | None = None) -> Progress:
         return ScheduledProgress(self, name)
 
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
@@ -509,6 +510,8 @@ class Scheduler(Kit):
             self._go()
             if self._failed is None:
                 self._failed = self._verdict() or self._checked()
+            if self._failed is None or self._failed.kind is Kind.LOCK_RULE:
+                self._failed = self._reported() or self._failed
         self._tear()
         return self._failed
 
@@ -575,10 +578,15 @@ class Scheduler(Kit):
                     return Failed(Kind.ASSERTION, "", f"{_where(invariant)} does not hold at the end")
             except Exception as error:
                 return Failed(kind_of(error), type(error).__name__, describe(error, "a check at the end"))
-        for locking in self._lockings:
-            if locking.checker and locking.checker.reports:
-                return Failed(Kind.LOCK_RULE, "", "\n\n".join(locking.checker.reports))
         return None
+
+    def _reported(self) -> Failed | None:
+        """What checkers have found, raised or not."""
+        reports = [report for one in self._lockings if one.checker for report in one.checker.reports]
+        if not reports:
+            return None
+        race = any(report.kind is Broken.RACE for report in reports)
+        return Failed(Kind.RACE if race else Kind.LOCK_RULE, str(reports[0].kind), "\n\n".join(map(str, reports)))
 
     def _tear(self) -> None:
         """End the threads that are left; each unwinds alone."""

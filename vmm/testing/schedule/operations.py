@@ -49,8 +49,8 @@ GO_ON: Final = Operation("go on", "", Access.NOTHING)
 
 @lru_cache(8192)
 def named(what: str) -> Operation:
-    """The operation of `Kit.point(what)`: `read X`, or `write X`, or X alone, which changes X too."""
-    verb, _, rest = what.partition(" ")
-    if verb == "read":
-        return Operation(what, rest, Access.READS)
-    return Operation(what, rest if verb == "write" else what)
+    """The operation of `Kit.point(what)`. The word read, or write, says how it touches the thing that the other words
+    name ("uart.ier read"); without either it changes it."""
+    words = what.split()
+    thing = " ".join(word for word in words if word not in ("read", "write"))
+    return Operation(what, thing, Access.READS if "read" in words else Access.CHANGES)
