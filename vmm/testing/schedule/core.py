@@ -21,7 +21,6 @@ from typing import Any, Final, Literal, Protocol
 
 from vmm.bql import Policy
 from vmm.errors import InternalError
-from vmm.lockreport import Kind as Broken
 from vmm.locks import Condition, DeviceLock, Kit, Locking, LockStatistics, Progress, Rank, Thread
 from vmm.testing.schedule.crew import Crew, Hand
 from vmm.testing.schedule.failures import Failed, Kind, describe, kind_of, stack_of
@@ -585,7 +584,7 @@ class Scheduler(Kit):
         reports = [report for one in self._lockings if one.checker for report in one.checker.reports]
         if not reports:
             return None
-        race = any(report.kind is Broken.RACE for report in reports)
+        race = any(report.kind == "race" for report in reports)
         return Failed(Kind.RACE if race else Kind.LOCK_RULE, str(reports[0].kind), "\n\n".join(map(str, reports)))
 
     def _tear(self) -> None:
