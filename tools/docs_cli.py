@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from tools.pages import publish
 from vmm.cli.options import DESCRIPTION, EXAMPLES, GUESTS, KEYS, Guest, Option, groups
 from vmm.cli.status import MEANINGS
-from vmm.machine import lifecycle
+from vmm.machine import lifecycle, slots
 
 HEAD = f"""\
 # vmm-run
@@ -71,4 +71,4 @@ def cli_page() -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(publish(__doc__, {"cli.md": cli_page, "lifecycle.md": lifecycle.page}))
+    sys.exit(publish(__doc__, {"cli.md": cli_page, "lifecycle.md": lambda: lifecycle.page() + "\n" + slots.page()}))

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vmm.errors import InternalError
 from vmm.fabric.bus import Bus, BusFault, BusOverlap
 
 
@@ -126,12 +127,47 @@ def test_a_reader_that_leaves_holds_nothing_up_and_without_readers_nothing_waits
     bus = Bus()
     given_back: list[int] = []
     reader = bus.reader("vcpu0", lambda: None)
+    reader.refresh()
+    bus.map(0x1000, 0x100, Recorder(), "device")
     bus.retire(lambda: given_back.append(1))
     assert given_back == []
     reader.leave()
     assert given_back == [1]
     bus.retire(lambda: given_back.append(2))
     assert given_back == [1, 2]
+
+
+def test_a_reader_at_rest_holds_nothing_up_until_it_reads_again():
+    bus = Bus()
+    kicks: list[int] = []
+    given_back: list[int] = []
+    reader = bus.reader("vcpu0", lambda: kicks.append(1))
+    bus.map(0x1000, 0x100, Recorder(), "device")
+    bus.retire(lambda: given_back.append(1))
+    assert given_back == [1]
+    reader.refresh()
+    bus.unmap(0x1000)
+    bus.retire(lambda: given_back.append(2))
+    assert (given_back, kicks) == ([1], [1])
+    reader.rest()
+    assert given_back == [1, 2]
+
+
+def test_a_window_is_replaced_in_one_step_and_its_doorbells_with_it():
+    bus = Bus()
+    old, new, other = Recorder(1), Recorder(2), Recorder(3)
+    bus.map(0x1000, 0x1000, old, "old")
+    bus.map(0x2000, 0x1000, other, "other")
+    bus.doorbell(0x1050, 4, 0, fd=8)
+    kept = bus.doorbell(0x2050, 4, 0, fd=9)
+    before = bus.snapshot
+    bus.replace(0x1000, new, "new", [(0x50, 4, 1, 10)])
+    assert bus.generation == before.generation + 1
+    assert (bus.read(0x1FFC, 4), bus.read(0x2000, 4), before.find(0x1000).target) == (2, 3, old)
+    assert [(bell.gpa, bell.value, bell.fd) for bell in bus.snapshot.doorbells] == [(0x2050, 0, 9), (0x1050, 1, 10)]
+    assert bus.snapshot.doorbells[0] is kept
+    with pytest.raises(InternalError):
+        bus.replace(0x1800, new, "new")
 
 
 def test_nothing_is_given_back_under_an_access_by_a_thread_that_keeps_no_snapshot():

@@ -23,6 +23,19 @@ def test_waiting_ends_with_the_last_piece_of_work() -> None:
     assert waited == [True]
 
 
+def test_who_asked_is_called_once_when_the_last_work_ends_or_at_once() -> None:
+    work, called = InFlight("disk"), []
+    work.when_idle(lambda: called.append("at once"))
+    work.begin(2)
+    work.when_idle(lambda: called.append((work.wait(0), "then")))
+    work.end()
+    assert called == ["at once"]
+    work.end()
+    work.begin()
+    work.end()
+    assert called == ["at once", (True, "then")]
+
+
 def test_work_that_outlasts_the_wait_is_named() -> None:
     work = InFlight("disk")
     work.begin(3)

@@ -1,13 +1,11 @@
 from __future__ import annotations
 
-import gc
-import os
-import threading
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from tests.machine.bench import Bench, changed, held
 from tests.machine.fake_harts import FakeHarts
 from tests.machine.files import cpio, image
 from vmm.errors import ConfigError, HostError
@@ -21,22 +19,6 @@ from vmm.machine.sbi import Park, Return
 
 FINISHER, UART, RTC = 0x10_0000, 0x1000_0000, 0x10_1000
 SRST, DBCN, HSM = 0x5352_5354, 0x4442_434E, 0x48_534D
-
-
-class Bench:
-    """A machine on fake harts."""
-
-    def __init__(self, config: Config) -> None:
-        self.made: list[FakeHarts] = []
-        self.machine = Machine(config, make_harts=self._make)
-        self.harts = self.made[0]
-
-    def _make(self, around: Surroundings) -> FakeHarts:
-        self.made.append(FakeHarts(around))
-        return self.made[-1]
-
-    def ecall(self, extension: int, function: int, *args: int) -> object:
-        return self.harts.around.call(0, [*args, *[0] * (6 - len(args)), function, extension])
 
 
 @pytest.fixture
@@ -53,16 +35,6 @@ def bench(config: Config, request: pytest.FixtureRequest) -> Iterator[Bench]:
     with bench.machine:
         bench.machine.start()
         yield bench
-
-
-def held() -> tuple[int, set[str]]:
-    """How many files are open and which threads run, garbage left aside."""
-    gc.collect()
-    return len(os.listdir("/proc/self/fd")), {thread.name for thread in threading.enumerate()}
-
-
-def changed(config: Config, **changes: object) -> Config:
-    return Config(**{**vars(config), **changes})  # type: ignore[arg-type]
 
 
 def test_every_device_answers_where_the_board_of_qemu_has_it(bench: Bench) -> None:
@@ -205,7 +177,10 @@ def test_a_hart_that_does_not_stop_is_named_and_keeps_its_memory(config: Config)
         bench.machine.stop()
     assert bench.machine.state is State.STOPPED
     assert len(bench.machine._board.ram.view) == config.mem
-    bench.machine._board._closing.close()
+    for slot in bench.machine._board.slots._slots:
+        if slot.holds and slot.holds.part:
+            slot.holds.part.close()
+    bench.machine._board.ram.close()
 
 
 def test_stopping_gives_back_threads_and_files(config: Config) -> None:

@@ -29,14 +29,14 @@ def rings(fd: int) -> int:
 
 
 def test_a_store_rings_and_the_guest_goes_on(bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
     bench.steps("sw x5,0(x6); sw x0,0(x6); c.nop", x5=7, x6=NOTIFY)
     assert rings(fd) == 2
 
 
 def test_a_value_selects_the_doorbell(bench: Bench, fd: int) -> None:
     other = os.eventfd(0, os.EFD_NONBLOCK)
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, 0, fd), BusDoorbell(NOTIFY, 4, 1, other)])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, 0, fd), BusDoorbell(NOTIFY, 4, 1, other)])
     bench.steps("sw x5,0(x6); sw x5,0(x6)", x5=1, x6=NOTIFY)
     assert (rings(fd), rings(other)) == (0, 2)
     bench.steps("sw x5,0(x6)", x5=0xABCD_0000_0000, x6=NOTIFY)
@@ -45,7 +45,7 @@ def test_a_value_selects_the_doorbell(bench: Bench, fd: int) -> None:
 
 
 def test_another_value_is_an_exit(bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, 3, fd)])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, 3, fd)])
     bench.code("sw x5,0(x6)")
     bench.hart.x[5], bench.hart.x[6] = 4, NOTIFY
     assert bench.hart.run(100) == Exit.MMIO_WRITE
@@ -54,7 +54,7 @@ def test_another_value_is_an_exit(bench: Bench, fd: int) -> None:
 
 @pytest.mark.parametrize("text", ["sh x5,0(x6)", "sd x5,-8(x6)", "sb x5,0(x6)", "sw x5,4(x6)", "lw x5,0(x6)"])
 def test_any_other_access_is_an_exit(text: str, bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd), BusDoorbell(NOTIFY - 8, 4, None, fd)])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd), BusDoorbell(NOTIFY - 8, 4, None, fd)])
     bench.code(text)
     bench.hart.x[6] = NOTIFY
     assert bench.hart.run(100) in (Exit.MMIO_WRITE, Exit.MMIO_READ)
@@ -62,15 +62,15 @@ def test_any_other_access_is_an_exit(text: str, bench: Bench, fd: int) -> None:
 
 
 def test_doorbells_are_replaced_as_a_whole(bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
-    bench.backend.set_doorbells([])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
+    bench.hart.set_doorbells([])
     bench.code("sw x5,0(x6)")
     bench.hart.x[6] = NOTIFY
     assert bench.hart.run(100) == Exit.MMIO_WRITE
 
 
 def test_one_too_many_is_an_exit(bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells(BusDoorbell(DEVICE + 8 * n, 4, None, fd) for n in range(MAX_DOORBELLS + 1))
+    bench.hart.set_doorbells(BusDoorbell(DEVICE + 8 * n, 4, None, fd) for n in range(MAX_DOORBELLS + 1))
     bench.steps("sw x5,0(x6)", x6=DEVICE + 8 * (MAX_DOORBELLS - 1))
     assert rings(fd) == 1
     bench.code("sw x5,0(x6)")
@@ -79,7 +79,7 @@ def test_one_too_many_is_an_exit(bench: Bench, fd: int) -> None:
 
 
 def test_a_ring_is_seen_while_the_hart_runs_on(bench: Bench, fd: int) -> None:
-    bench.backend.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
+    bench.hart.set_doorbells([BusDoorbell(NOTIFY, 4, None, fd)])
     bench.code("top: sw x5,0(x6); jal x0,top")
     bench.hart.x[6] = NOTIFY
     total = 0

@@ -95,11 +95,14 @@ def test_the_configuration_can_be_read_in_any_width(driver: Driver) -> None:
 
 def test_attaching_maps_the_window_and_lets_native_code_ring(driver: Driver) -> None:
     bus = Bus()
+    bus.map(0x1000_1000, 0x1000, EmptySlot(), "slot")
     driver.slot.attach(bus, 0x1000_1000)
     assert bus.read(0x1000_1008, 4) == 3
     bells = bus.snapshot.doorbells
     assert [(bell.gpa, bell.size, bell.value) for bell in bells] == [(0x1000_1050, 4, 0), (0x1000_1050, 4, 1)]
     assert [bell.fd for bell in bells] == [doorbell.fd for doorbell in driver.device.doorbells]
+    EmptySlot().attach(bus, 0x1000_1000, "slot")
+    assert (bus.read(0x1000_1000, 4), bus.read(0x1000_1008, 4), bus.snapshot.doorbells) == (0x7472_6976, 0, ())
 
 
 def test_notifying_a_queue_that_does_not_exist_does_nothing(driver: Driver) -> None:

@@ -18,6 +18,7 @@ from typing import Final, Protocol
 from vmm.errors import GuestError, InternalError
 
 _SPACE: Final = 1 << 64
+_RESTING: Final = 1 << 64  # newer than any generation: holds nothing up
 
 
 class BusFault(GuestError):
@@ -100,7 +101,7 @@ class Reader:
         self._bus = bus
         self.name: Final = name
         self.kick: Final = kick
-        self.generation = -1
+        self.generation = _RESTING
 
     def refresh(self) -> Snapshot:
         """The current snapshot. By this call the thread says that it has let go of every older one.
@@ -108,6 +109,11 @@ class Reader:
         Not from inside an access: the access still runs in the older map.
         """
         return self._bus._refreshed(self)
+
+    def rest(self) -> None:
+        """This thread keeps nothing of any snapshot until it calls `refresh` again. For one that may not run for long:
+        it could not answer a kick, and what was removed would wait for it."""
+        self._bus._rests(self)
 
     def leave(self) -> None:
         """This thread keeps nothing of any snapshot any more."""
@@ -157,6 +163,21 @@ class Bus:
             self._publish(mappings=(new if m is old else m for m in self.snapshot.mappings))
         return new
 
+    def replace(
+        self, base: int, target: Target, name: str, doorbells: Iterable[tuple[int, int, int | None, int]] = ()
+    ) -> Mapping:
+        """Have `target` answer in the place of the window that starts at `base`, in one step: every access finds the
+        one or the other. The old one's doorbells go with it. `doorbells` of the new one are (offset, size, value, fd),
+        as for `doorbell`. What the old one needs may only be given back through `retire`."""
+        with self._writer:
+            old = self._starting_at(base)
+            new = Mapping(base, old.end - base, target, name)
+            bells = [bell for bell in self.snapshot.doorbells if not base <= bell.gpa < old.end]
+            bells += [BusDoorbell(base + offset, size, value, fd) for offset, size, value, fd in doorbells]
+            self._publish((new if m is old else m for m in self.snapshot.mappings), bells)
+        self._kick(self.generation)
+        return new
+
     def doorbell(self, gpa: int, size: int, value: int | None, fd: int) -> BusDoorbell:
         """Have stores of `size` bytes to `gpa` ring eventfd `fd`. A VCPU that has not seen it yet takes an exit, and
         the window's `write` must do the same work."""
@@ -190,8 +211,8 @@ class Bus:
     # -- giving back what a removed window needed ---------------------------------------------------------------------
 
     def reader(self, name: str, kick: Callable[[], None]) -> Reader:
-        """Register a thread that keeps parts of snapshots. `kick` makes it call `refresh` soon, and may be called by
-        any thread."""
+        """Register a thread that keeps parts of snapshots, and rests so far. `kick` makes it call `refresh` soon, and
+        may be called by any thread."""
         reader = Reader(self, name, kick)
         with self._writer:
             self._readers.append(reader)
@@ -216,6 +237,13 @@ class Bus:
         for call in ready:
             call()
         return snapshot
+
+    def _rests(self, reader: Reader) -> None:
+        with self._writer:
+            reader.generation = _RESTING
+            ready = self._reclaimable()
+        for call in ready:
+            call()
 
     def _left(self, reader: Reader) -> None:
         with self._writer:

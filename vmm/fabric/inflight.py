@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Final
 
 from vmm.locks import PLAIN, Kit
@@ -19,7 +20,8 @@ class InFlight:
         self.progress: Final = kit.progress(f"copies in flight of {name}", "copies in flight")
         """Of the work: whoever does it serves this."""
         self._count = self._waiters = 0
-        # Rank LEAF; guards `_count` and `_waiters`. Nothing is called under it. It signals that `_count` is 0.
+        self._at_rest: list[Callable[[], None]] = []
+        # Rank LEAF; guards all of these. Nothing is called under it. It signals that `_count` is 0.
         self._idle = kit.condition(f"{name} idle", "copies counted")
 
     def __repr__(self) -> str:
@@ -39,6 +41,24 @@ class InFlight:
             self._count -= count
             if self._waiters and not self._count:
                 self._idle.notify_all()
+            calls = self._called_at_rest() if self._at_rest else ()
+        for call in calls:
+            call()
+
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Have `call` called once nothing is in flight: at once, or on the thread that ends the last of it, so it
+        should only post to where the work belongs."""
+        with self._idle:
+            self._at_rest.append(call)
+            calls = self._called_at_rest()
+        for one in calls:
+            one()
+
+    def _called_at_rest(self) -> list[Callable[[], None]]:
+        if self._count:
+            return []
+        calls, self._at_rest = self._at_rest, []
+        return calls
 
     def wait(self, timeout: float) -> bool:
         """Wait until nothing is in flight; False after `timeout` seconds. With no lock held that the work needs."""

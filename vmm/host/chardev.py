@@ -102,10 +102,15 @@ class Chardev:
         self._front = front
         self._home.call_soon(self._offer)
 
+    def disconnect(self) -> None:
+        """Leave the guest's side alone: it is on its way out. On the home thread; `close` may come from any then."""
+        self._front = None
+        self._stop_reading()
+
     def close(self, timeout: float = 2.0) -> None:
         """Deliver what is queued, waiting up to `timeout` seconds, and give everything back. What is left is lost.
 
-        On the home thread, or after it has stopped.
+        On the home thread, after it has stopped, or after `disconnect`.
         """
         if self.transcript:
             self.transcript.end()
@@ -165,6 +170,9 @@ class Chardev:
 
     def _want_input(self) -> None:
         """All input so far was taken: get more, if there is a source."""
+
+    def _stop_reading(self) -> None:
+        """Get no more."""
 
     def _uncongested(self) -> None:
         if self._front:

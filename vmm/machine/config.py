@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,6 +24,37 @@ class Drive:
     snapshot: bool = False
     id: str = ""
     """What the guest reads as the disk's serial number, at most 20 bytes; empty for none."""
+
+    def problem(self, ids: Collection[str]) -> str | None:
+        """Why it cannot be, beside disks that have such `ids`; None when it can."""
+        if self.format != "raw":
+            return f"format={self.format} is not known: convert {self.file} to raw and give format=raw"
+        if len(self.id.encode()) > 20:
+            return f"id={self.id} is longer than 20 bytes: shorten it"
+        if self.id and self.id in ids:
+            return f"id={self.id} is used twice: give each drive its own"
+        return None
+
+
+@dataclass(frozen=True)
+class Console:
+    """A virtio console. `other_end` is what `vmm.host.consoles.open_chardev` takes."""
+
+    other_end: str
+
+
+@dataclass(frozen=True)
+class Rng:
+    """A virtio random number generator."""
+
+
+@dataclass(frozen=True)
+class Balloon:
+    """A virtio memory balloon."""
+
+
+Pluggable = Drive | Console | Rng | Balloon
+"""What a virtio slot can hold."""
 
 
 @dataclass(frozen=True)
@@ -63,16 +94,6 @@ class Config:
             raise ConfigError(f"--drive: {slots} virtio devices, and there are {VIRTIO_SLOTS} slots: give fewer")
         if self.serial == self.console == "stdio":
             raise ConfigError("--console: the terminal is the serial port's already: give --serial null too")
-        for problem in self._drive_problems():
-            raise ConfigError(f"--drive: {problem}")
-
-    def _drive_problems(self) -> Iterator[str]:
-        seen: set[str] = set()
-        for drive in self.drive:
-            if drive.format != "raw":
-                yield f"format={drive.format} is not known: convert {drive.file} to raw and give format=raw"
-            if len(drive.id.encode()) > 20:
-                yield f"id={drive.id} is longer than 20 bytes: shorten it"
-            if drive.id and drive.id in seen:
-                yield f"id={drive.id} is used twice: give each drive its own"
-            seen.add(drive.id)
+        for number, drive in enumerate(self.drive):
+            if problem := drive.problem({other.id for other in self.drive[:number]}):
+                raise ConfigError(f"--drive: {problem}")

@@ -12,13 +12,15 @@ from __future__ import annotations
 import traceback
 from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import Enum
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, cast
 
 from vmm.errors import ConfigError, HostError, VmmError
 from vmm.fabric.threads import name_os_thread
 from vmm.locks import PLAIN, Kit, Thread
+
+T = TypeVar("T")
 
 
 class State(Enum):
@@ -41,10 +43,12 @@ class Request(Enum):
     RESUME = "resume"
     RESET = "reset"
     STOP = "stop"
+    PLUG = "plug"
+    UNPLUG = "unplug"
 
 
 class Row(NamedTuple):
-    """One allowed transition. `via` is the state while the action runs; None where there is nothing to do."""
+    """One allowed transition. `via` is the state while the action runs; None where the machine stays as it is."""
 
     state: State
     request: Request
@@ -65,6 +69,12 @@ TABLE = (
     Row(State.PAUSED, Request.STOP, State.STOPPING, State.STOPPED, "as when running"),
     Row(State.PAUSED, Request.PAUSE, None, State.PAUSED, "is paused already"),
     Row(State.STOPPED, Request.STOP, None, State.STOPPED, "has stopped already; the first outcome stands"),
+    Row(State.BUILT, Request.PLUG, None, State.BUILT, "a device joins the bus"),
+    Row(State.RUNNING, Request.PLUG, None, State.RUNNING, "a device joins the bus; nobody waits"),
+    Row(State.PAUSED, Request.PLUG, None, State.PAUSED, "a device joins the bus"),
+    Row(State.BUILT, Request.UNPLUG, None, State.BUILT, "a device leaves the bus; nothing reached it yet"),
+    Row(State.RUNNING, Request.UNPLUG, None, State.RUNNING, "a device leaves the bus; it is given back later"),
+    Row(State.PAUSED, Request.UNPLUG, None, State.PAUSED, "a device leaves the bus; no hart can reach it"),
 )
 
 _ROWS = {(row.state, row.request): row for row in TABLE}
@@ -107,14 +117,23 @@ class Actions(Protocol):
     def stop(self) -> None: ...
 
 
+def _nothing() -> None:
+    """No change."""
+
+
 @dataclass(eq=False)
 class Ticket:
     """A posted request: `done` once it was carried out or refused, `error` why it was not carried out."""
 
     request: Request
     outcome: Outcome
+    change: Callable[[], object] = _nothing
+    """What PLUG and UNPLUG do, on the lifecycle thread. A ConfigError, HostError or LifecycleError of its refuses the
+    request, and the machine goes on; anything else is a defect."""
     done: bool = False
-    error: Exception | None = field(default=None)
+    error: Exception | None = None
+    result: object = None
+    """What `change` returned."""
 
 
 class Lifecycle:
@@ -158,7 +177,9 @@ class Lifecycle:
 
         `outcome` says why, for requests that end the run; the first one to be carried out stands.
         """
-        ticket = Ticket(request, outcome or Outcome(Reason.ASKED))
+        return self._post(Ticket(request, outcome or Outcome(Reason.ASKED)))
+
+    def _post(self, ticket: Ticket) -> Ticket:
         with self._changed:
             if self._state is State.STOPPED:
                 self._settle_when_stopped(ticket)
@@ -173,7 +194,18 @@ class Lifecycle:
         Raises LifecycleError if the state does not allow it, and what the action raised if that failed. Not for VCPU
         and I/O threads: the transition may be waiting for them.
         """
-        ticket = self.post(request, outcome)
+        self._await(self.post(request, outcome))
+
+    def change(self, request: Request, change: Callable[[], T]) -> T:
+        """The same for PLUG and UNPLUG: `change` runs between two transitions; returns what it returns.
+
+        Raises LifecycleError if the state does not allow it, and what `change` raised.
+        """
+        ticket = self._post(Ticket(request, Outcome(Reason.ASKED), change))
+        self._await(ticket)
+        return cast(T, ticket.result)
+
+    def _await(self, ticket: Ticket) -> None:
         with self._transition.waiting(), self._changed:
             self._changed.wait_for(lambda: ticket.done)
         if ticket.error is not None:
@@ -220,6 +252,8 @@ class Lifecycle:
         row = _ROWS.get((self._state, ticket.request))
         if row is None:
             ticket.error = self._refusal(ticket)
+        elif row.request in (Request.PLUG, Request.UNPLUG):
+            self._make_change(row, ticket)
         elif row.via is not None:
             try:
                 self._enter(row.via)
@@ -229,6 +263,15 @@ class Lifecycle:
                 self._give_up(row, error)
             else:
                 self._enter(row.to, ticket.outcome)
+
+    def _make_change(self, row: Row, ticket: Ticket) -> None:
+        try:
+            ticket.result = ticket.change()
+        except (ConfigError, HostError, LifecycleError) as error:
+            ticket.error = error
+        except Exception as error:
+            ticket.error = error
+            self._give_up(row, error)
 
     def _reset(self, state: State) -> None:
         if state is State.RUNNING:

@@ -13,16 +13,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
+from vmm.errors import ConfigError, HostError
 from vmm.host.chardev import Chardev
 from vmm.host.terminal import Command
 from vmm.host.transcript import Transcript
 from vmm.locks import Locking
-from vmm.machine.config import Config
+from vmm.machine.config import Config, Console, Pluggable
 from vmm.machine.harts import Make
 from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
+from vmm.machine.slots import DEADLINE_S
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board
 
@@ -130,6 +133,46 @@ class Machine:
         """Ends the run, if it has not ended yet, and waits until everything is given back."""
         self._lifecycle.do(Request.STOP, outcome)
         self._lifecycle.join()
+
+    def plug(self, what: Pluggable, slot: int | None = None) -> int:
+        """Puts a device into a virtio slot, the first empty one unless told; returns the slot. Also while the guest
+        runs: nothing waits for it, and no lock is held around more than the change of the bus map.
+
+        Linux is not told (virtio-mmio has no such interrupt): bind the slot's driver by hand, for slot 5
+        `echo 10006000.virtio_mmio > /sys/bus/platform/drivers/virtio-mmio/bind`.
+
+        Raises ConfigError or HostError, as making the machine does, and LifecycleError for a slot that is not empty or
+        a machine that has stopped. Then nothing stays open, and the machine goes on.
+        """
+        slots = self._board.slots
+        if what == Console("stdio"):
+            raise ConfigError("plug: stdio cannot come and go: give the console pty, file:PATH or pipe:PATH")
+        try:
+            plugged = slots.open(what, slot)
+            try:
+                self._lifecycle.change(Request.PLUG, partial(slots.publish, plugged))
+            finally:
+                slots.abandon(plugged)  # unless it was published
+        except (ConfigError, HostError) as error:
+            raise type(error)(f"plug: {error}") from error
+        return plugged.slot
+
+    def unplug(self, slot: int, timeout: float = DEADLINE_S) -> None:
+        """Takes the device in a slot away; returns when its thread has ended and its files are closed.
+
+        The guest's next access finds an empty slot; an access that has begun ends as it would have. Work under way is
+        not handed back, so have the guest unbind its driver first (`unplug` does not ask it to).
+
+        Raises LifecycleError for a slot that holds none or a machine that has stopped, ConfigError for one that does
+        not exist, HostError when something of the device is still in use after `timeout` seconds: it is unplugged all
+        the same, and given back as soon as that ends.
+        """
+        slots = self._board.slots
+        slots.wait(self._lifecycle.change(Request.UNPLUG, partial(slots.unplug, slot)), timeout)
+
+    def slots(self) -> tuple[str, ...]:
+        """The names of the devices in the virtio slots; empty where there is none."""
+        return self._board.slots.names()
 
     def post(self, request: Request, outcome: Outcome | None = None) -> None:
         """Asks for a transition without waiting for it, from any thread."""

@@ -63,7 +63,6 @@ class SoftwareHarts:
             thread.parked = not entry.machine_mode and thread.index != 0
 
     def start(self) -> None:
-        self._backend.set_doorbells(self._around.bus.snapshot.doorbells)
         for thread in self._threads:
             thread.start()
 

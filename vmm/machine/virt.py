@@ -1,4 +1,5 @@
-"""The board `virt`: which device answers where, and how they are wired. No other module names concrete devices.
+"""The board `virt`: which device answers where, and how they are wired. No other module names concrete devices,
+but for `vmm.machine.slots`, which fills the virtio slots.
 
 Addresses, interrupt sources and device tree nodes are those of QEMU's riscv64 `virt` board, without the devices that
 this board does not have (flash, fw_cfg, the platform bus, PCIe).
@@ -17,20 +18,13 @@ from typing import Any, TextIO
 from vmm.devices.finisher import Finisher
 from vmm.devices.rtc_goldfish import GoldfishRtc
 from vmm.devices.uart16550 import LSR_DATA_READY, LSR_THR_EMPTY, Uart16550
-from vmm.devices.virtio.balloon import VirtioBalloon
-from vmm.devices.virtio.blk import VirtioBlk
-from vmm.devices.virtio.console import VirtioConsole
 from vmm.devices.virtio.device import VirtioDevice
-from vmm.devices.virtio.mmio import EmptySlot, VirtioMmio
-from vmm.devices.virtio.rng import VirtioRng
 from vmm.errors import ConfigError, HostError
 from vmm.fabric.bus import Bus
 from vmm.fabric.clock import Clock
-from vmm.fabric.dma import Dma
 from vmm.fabric.iothread import IoThread
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Workers
-from vmm.host.block import BlockBackend, open_image
 from vmm.host.chardev import Chardev
 from vmm.host.consoles import open_chardev
 from vmm.host.terminal import Command, TerminalChardev
@@ -38,11 +32,12 @@ from vmm.host.transcript import Transcript
 from vmm.locks import Locking
 from vmm.machine import boot
 from vmm.machine.boot import ROM_BASE, ROM_SIZE, BootPlan
-from vmm.machine.config import VIRTIO_SLOTS, Config, Drive
+from vmm.machine.config import VIRTIO_SLOTS, Balloon, Config, Console, Pluggable, Rng
 from vmm.machine.fdt import Chosen, Soc, Window, device_tree
 from vmm.machine.harts import Make, Surroundings
 from vmm.machine.lifecycle import Outcome, Reason
 from vmm.machine.sbi import Answer, HartStates, Power, Sbi
+from vmm.machine.slots import DEADLINE_S, Plugged, Slots, SlotState
 
 RAM_BASE = 0x8000_0000
 PLIC_SOURCES = 96
@@ -82,9 +77,6 @@ SOC = Soc(
     stdout=UART,
     peripherals=(RTC, UART, *VIRTIO),
 )
-
-DEADLINE_S = 10.0
-"""How long harts, devices and threads may take to come to rest before the one that does not is reported."""
 
 WORKERS = 4
 
@@ -177,9 +169,8 @@ class Board:
         self.locking = locking
         self._ended = ended
         self._restart = restart
-        self.virtio: list[VirtioDevice] = []
         self.transcript = Transcript()
-        self._chardevs: list[Chardev] = []
+        self._serial_end = contextlib.ExitStack()
         with contextlib.ExitStack() as stack:
             self._build(stack, make_harts, commands)
             self._closing = stack.pop_all()
@@ -190,25 +181,31 @@ class Board:
         config = self.config
         self.boot = plan(config)
         stack.callback(self.boot.close)
-        disks = []
-        for drive in config.drive:
-            with _naming("--drive"):
-                disks.append((drive, open_image(drive.file, readonly=drive.readonly, snapshot=drive.snapshot)))
-            stack.callback(disks[-1][1].close)
         self.ram = stack.enter_context(Ram(RAM_BASE, config.mem))
         self.bus = Bus()
         kit = self.locking.kit
         around = self.locking.big if config.locking == "bql" else None
         self.io = IoThread("io", on_error=self._io_failed, around=around, kit=kit)
         self.io.start()
-        stack.callback(self._close_chardevs)
+        stack.callback(self._serial_end.close)
         stack.callback(self.io.stop, DEADLINE_S)
-        self._disk_io = [self._disk_thread(stack, f"disk{number}-io") for number in range(len(config.drive))]
         self.clock = Clock(self.io)
         self.wall_clock = Clock(self.io, start=time.time_ns(), name="wall")
         self.workers = Workers(WORKERS, "worker", kit)
-        stack.callback(self._close_virtio)
         stack.callback(self.workers.stop, DEADLINE_S)
+        self.slots = Slots(
+            VIRTIO,
+            bus=self.bus,
+            ram=self.ram,
+            clock=self.clock,
+            io=self.io,
+            workers=self.workers,
+            locking=self.locking,
+            line=lambda source: self.harts.line(source),
+            failed=self._io_failed,
+        )
+        stack.callback(self.slots.close)
+        plugged = [self._opened(stack, "--drive", drive) for drive in config.drive]
         self.boot.load(self.ram)
         traces = [
             _open_trace(stack, "--trace-exits", config.trace_exits),
@@ -230,25 +227,33 @@ class Board:
                 trace_exec=traces[1],
             )
         )
-        console = None
+        # Drives come first, so that adding another device renames no disk.
         if config.console:
-            with _naming("--console"):
-                console = open_chardev(config.console, self.io)
-            self._chardevs.append(console)
+            plugged.append(self._opened(stack, "--console", Console(config.console)))
+        if config.rng:
+            plugged.append(self._opened(stack, "--rng", Rng()))
+        if config.balloon:
+            plugged.append(self._opened(stack, "--balloon", Balloon()))
         with _naming("--serial"):
             self.serial = open_chardev(config.serial, self.io, self.transcript, commands, self._console_gone)
-        self._chardevs.append(self.serial)
-        self._make_devices(disks, console)
+        self._serial_end.callback(self.serial.close)
+        self._make_devices(self.serial)
+        for one in plugged:
+            self.slots.publish(one)
         self.harts.reset(self.boot.entry)
 
-    def _make_devices(self, disks: Sequence[tuple[Drive, BlockBackend]], console: Chardev | None) -> None:
+    def _opened(self, stack: contextlib.ExitStack, option: str, what: Pluggable) -> Plugged:
+        with _naming(option):
+            plugged = self.slots.open(what)
+        stack.callback(self.slots.abandon, plugged)
+        return plugged
+
+    def _make_devices(self, serial: Chardev) -> None:
         make, line = self.locking.make, self.harts.line
         self.finisher = make(Finisher, "finisher", power_off=self._power_off, restart=self._restart)
         self.rtc = make(GoldfishRtc, "rtc", wire=line(RTC.irq), clock=self.wall_clock)
-        self.uart = make(
-            Uart16550, "uart", wire=line(UART.irq), clock=self.clock, line=self.serial, input_hz=UART_CLOCK_HZ
-        )
-        self.serial.connect(self.uart)
+        self.uart = make(Uart16550, "uart", wire=line(UART.irq), clock=self.clock, line=serial, input_hz=UART_CLOCK_HZ)
+        serial.connect(self.uart)
         self.hart_states = make(HartStates, "harts", harts=self.config.smp, control=self.harts)
         self._sbi = Sbi(
             harts=self.config.smp,
@@ -261,61 +266,11 @@ class Board:
         self.bus.map(RTC.base, RTC.size, self.rtc, "rtc")
         self.bus.map(UART.base, UART.size, self.uart, "uart")
         self.bus.map(ROM_BASE, ROM_SIZE, Rom(self.boot.rom), "rom")
-        slots = iter(VIRTIO)
-        for device in self._virtio_devices(slots, disks, console):
-            self.virtio.append(device)
-        for window in slots:
-            self.bus.map(window.base, window.size, EmptySlot(), f"{window.node_name} (empty)")
 
-    def _virtio_devices(
-        self, slots: Iterator[Window], disks: Sequence[tuple[Drive, BlockBackend]], console: Chardev | None
-    ) -> Iterator[VirtioDevice]:
-        """Makes and maps the virtio devices: drives first, so that adding another device renames no disk."""
-        make, dma, io = self.locking.make, Dma(self.ram), self.io
-
-        def place(device: VirtioDevice, window: Window) -> VirtioDevice:
-            VirtioMmio(device).attach(self.bus, window.base)
-            return device
-
-        for number, ((drive, disk), home) in enumerate(zip(disks, self._disk_io, strict=True)):
-            window = next(slots)
-            wire = self.harts.line(window.irq)
-            yield place(
-                make(
-                    VirtioBlk,
-                    f"disk{number}",
-                    dma=dma,
-                    wire=wire,
-                    home=home,
-                    workers=self.workers,
-                    disk=disk,
-                    serial=drive.id,
-                    own_thread=home is not io,
-                ),
-                window,
-            )
-        if console is not None:
-            window = next(slots)
-            wire = self.harts.line(window.irq)
-            port = make(VirtioConsole, "console", dma=dma, wire=wire, home=io, clock=self.clock, line=console)
-            console.connect(port)
-            yield place(port, window)
-        if self.config.rng:
-            window = next(slots)
-            wire = self.harts.line(window.irq)
-            yield place(make(VirtioRng, "rng", dma=dma, wire=wire, home=io, entropy=os.urandom), window)
-        if self.config.balloon:
-            window = next(slots)
-            yield place(make(VirtioBalloon, "balloon", dma=dma, wire=self.harts.line(window.irq), home=io), window)
-
-    def _disk_thread(self, stack: contextlib.ExitStack, name: str) -> IoThread:
-        """A thread that may wait for its disk. Under the big lock everybody would wait: there it is the I/O thread."""
-        if self.config.locking == "bql":
-            return self.io
-        thread = IoThread(name, on_error=self._io_failed, kit=self.locking.kit)
-        thread.start()
-        stack.callback(thread.stop, DEADLINE_S)
-        return thread
+    @property
+    def virtio(self) -> list[VirtioDevice]:
+        """The devices that are plugged, by slot."""
+        return self.slots.devices(SlotState.OCCUPIED)
 
     # -- the lifecycle's actions --------------------------------------------------------------------------------------
 
@@ -329,7 +284,7 @@ class Board:
         self.harts.pause(DEADLINE_S)
         self.clock.pause()
         self.wall_clock.pause()
-        for device in self.virtio:
+        for device in self.slots.devices(SlotState.OCCUPIED, SlotState.LEAVING):
             device.quiesce(DEADLINE_S)
 
     def resume(self) -> None:
@@ -352,7 +307,7 @@ class Board:
         """Ends the harts, lets I/O finish, and gives everything back; raises HostError, naming what does not end."""
         with contextlib.ExitStack() as stack:
             # A thread that is still in guest code needs the memory it runs in: then only the terminal is given back.
-            stack.callback(self._close_chardevs)
+            stack.callback(self._serial_end.close)
             stack.callback(self.io.stop, DEADLINE_S)
             self.harts.stop(DEADLINE_S)
             stack.pop_all()
@@ -361,11 +316,11 @@ class Board:
     def statistics(self) -> dict[str, Any]:
         return {
             "harts": self.harts.statistics(),
-            **{thread.name: thread.statistics() for thread in (self.io, *self._disk_io)},
+            self.io.name: self.io.statistics(),
             "workers": self.workers.statistics(),
             "serial": self.serial.statistics(),
             "locks": self.locking.statistics(),
-            **{device.name: device.statistics() for device in self.virtio},
+            **self.slots.statistics(),
         }
 
     def restore_terminal(self) -> None:
@@ -395,14 +350,6 @@ class Board:
 
     def _console_gone(self, _problem: str) -> None:
         self._ended(Outcome(Reason.CONSOLE_GONE))
-
-    def _close_chardevs(self) -> None:
-        for chardev in self._chardevs:
-            chardev.close()
-
-    def _close_virtio(self) -> None:
-        for device in self.virtio:
-            device.close()
 
 
 @contextlib.contextmanager

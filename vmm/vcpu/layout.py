@@ -101,6 +101,8 @@ class Mmio(IntEnum):
     FAULT = 2  # Python refused: it runs again and takes an access fault
 
 
+MAX_DOORBELLS = 128
+
 HART = Struct(
     "hart",
     [
@@ -193,6 +195,12 @@ HART = Struct(
         ("scratch", "i64", 4),  # records of an instruction that straddles two pages
         ("dtlb", "i64", TLB_MODES * TLB_ENTRIES * TLB_ENTRY // 8),
         ("xtlb", "i64", XTLB_MODES * XTLB_ENTRIES * XTLB_ENTRY // 8),
+        # -- doorbells: stores that only write an eventfd ---------------------------------------------------------
+        ("doorbell_count", "i64"),
+        ("doorbell_addr", "i64", MAX_DOORBELLS),
+        ("doorbell_size", "i64", MAX_DOORBELLS),
+        ("doorbell_value", "i64", MAX_DOORBELLS),  # -1: any
+        ("doorbell_fd", "i64", MAX_DOORBELLS),
     ],
     align=PAGE,
 )
@@ -200,7 +208,6 @@ HART = Struct(
 PLIC_SOURCES = 96
 PLIC_CONTEXTS = 2 * MAX_HARTS
 YOUNG_PAGES = 512
-MAX_DOORBELLS = 128
 
 SHARED = Struct(
     "shared",
@@ -236,12 +243,6 @@ SHARED = Struct(
         ("plic_threshold", "i32", PLIC_CONTEXTS),
         # -- ACLINT -----------------------------------------------------------------------------------------------
         ("clint_base", "i64"),
-        # -- doorbells: stores that only write an eventfd ---------------------------------------------------------
-        ("doorbell_count", "i64"),
-        ("doorbell_addr", "i64", MAX_DOORBELLS),
-        ("doorbell_size", "i64", MAX_DOORBELLS),
-        ("doorbell_value", "i64", MAX_DOORBELLS),  # -1: any
-        ("doorbell_fd", "i64", MAX_DOORBELLS),
         ("one", "i64"),  # what is written to an eventfd
     ],
 )

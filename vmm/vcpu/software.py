@@ -173,7 +173,7 @@ class SoftwareVcpu:
         """The reset state (priv. spec 3.4), or with the built-in SBI what a kernel finds (SBI 2.0, 9.1)."""
         w = self.words
         for name, field in HART.fields.items():
-            if name not in ("shared", "mip_hw", "fence_req", "fence_ack"):
+            if name not in ("shared", "mip_hw", "fence_req", "fence_ack", "doorbell_count"):
                 view = w.view(name)
                 for i in range(field.count if field.count < 64 else 0):
                     view[i] = 0
@@ -219,6 +219,15 @@ class SoftwareVcpu:
     def kick(self) -> None:
         """Make `run` return KICK soon, now or when it is next called. Any thread."""
         self._natives.wake(self.address, POLL_EXIT)
+
+    def set_doorbells(self, doorbells: Iterable[BusDoorbell]) -> None:
+        """Stores that ring an eventfd instead of leaving guest code, in place of those before. On the hart's own
+        thread: it is out of guest code then, and rings no other once this returns."""
+        w, bells = self.words, list(doorbells)[:MAX_DOORBELLS]  # one too many still works, by an exit
+        for i, bell in enumerate(bells):
+            w["doorbell_addr", i], w["doorbell_size", i], w["doorbell_fd", i] = bell.gpa, bell.size, bell.fd
+            w["doorbell_value", i] = _NEVER if bell.value is None else bell.value
+        w["doorbell_count"] = len(bells)
 
     def fetch(self, pc: int) -> int | None:
         """The instruction at a virtual address, as the hart would fetch it; None where it cannot."""
@@ -337,16 +346,6 @@ class SoftwareBackend:
         if not 0 < source < PLIC_SOURCES:
             raise InternalError(f"interrupt source {source} does not exist")
         return PlicWire(self.natives.set_level, self.vcpus[0].address, source)
-
-    def set_doorbells(self, doorbells: Iterable[BusDoorbell]) -> None:
-        """Stores that ring an eventfd instead of leaving guest code. No hart may be in guest code."""
-        bells = list(doorbells)[:MAX_DOORBELLS]  # one too many still works, by an exit
-        for i, bell in enumerate(bells):
-            self.shared["doorbell_addr", i] = bell.gpa
-            self.shared["doorbell_size", i] = bell.size
-            self.shared["doorbell_value", i] = _NEVER if bell.value is None else bell.value
-            self.shared["doorbell_fd", i] = bell.fd
-        self.shared["doorbell_count"] = len(bells)
 
     def _code_written(self, gpa: int, length: int) -> None:
         offset = gpa - self.ram.base

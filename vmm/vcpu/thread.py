@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
 from vmm.errors import InternalError
-from vmm.fabric.bus import Bus, BusFault, Mapping, Snapshot
+from vmm.fabric.bus import Bus, BusDoorbell, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread, wait_exactly
 from vmm.locks import PLAIN, Kit
 from vmm.vcpu.layout import Exit, Mmio
@@ -26,6 +26,9 @@ SWITCH_INTERVAL_S = 50e-6
 """How long a thread that waits for the GIL lets another one run Python before it asks for it: an exit beside a busy I/O
 thread waits that long and 40 us of hand-off. CPython's own 5 ms are made for programs that only compute
 (docs/adr/0001-first-measurement.md)."""
+
+
+_NO_SNAPSHOT = Snapshot(-1, (), ())
 
 
 class SbiCalls(Protocol):
@@ -160,7 +163,10 @@ class VcpuThread:
         self._on_death = on_death
         self._reader = bus.reader(self.name, vcpu.kick)
         self._bus = bus
-        self._snapshot: Snapshot = self._reader.refresh()
+        # Held by `_reader` while this thread is inside, with the windows found in it.
+        self._snapshot = _NO_SNAPSHOT
+        # Those that native code knows of.
+        self._doorbells: tuple[BusDoorbell, ...] = ()
         self._windows: dict[int, Mapping] = {}
         self._thread = gate.kit.thread(self._main, self.name)
         gate.add(self)
@@ -190,8 +196,10 @@ class VcpuThread:
                 self.inside = True
                 try:
                     with self._gate.arrival.serving():
+                        self._refresh()
                         self._run()
                 finally:
+                    self._let_go()
                     self.inside = False
                     self._gate.leave()
                 if self._code_full:
@@ -260,8 +268,18 @@ class VcpuThread:
         return window if address + size <= window.end else None
 
     def _refresh(self) -> None:
-        self._snapshot = self._reader.refresh()
+        """Take up the map as it is now; out of guest code, and of any device."""
+        self._snapshot = fresh = self._reader.refresh()
         self._windows.clear()
+        if fresh.doorbells is not self._doorbells:
+            self._doorbells = fresh.doorbells
+            self.vcpu.set_doorbells(fresh.doorbells)
+
+    def _let_go(self) -> None:
+        """Keep nothing of the map: what was removed from it does not wait for a thread at the gate."""
+        self._snapshot = _NO_SNAPSHOT
+        self._windows.clear()
+        self._reader.rest()
 
     def _mmio_read(self) -> None:
         vcpu = self.vcpu

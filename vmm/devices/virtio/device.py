@@ -7,7 +7,7 @@ waits for copies in flight, and drops whatever of the old epoch is handed back l
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar, Final, Literal, Protocol
@@ -18,7 +18,7 @@ from vmm.errors import GuestError, HostError, SnapshotError
 from vmm.fabric.dma import Dma
 from vmm.fabric.doorbell import Doorbell, Home
 from vmm.fabric.inflight import InFlight
-from vmm.fabric.irq import Wire
+from vmm.fabric.irq import Unconnected, Wire
 from vmm.fabric.workers import Posts
 from vmm.locks import Device, Locking, entry, lockfree
 
@@ -424,6 +424,21 @@ class VirtioDevice(Device):
     @entry
     def statistics(self) -> VirtioStatistics:
         return replace(self._statistics)
+
+    @entry
+    def leave(self) -> None:
+        """Be out of the machine: take nothing on, hand nothing back, drive no line any more. Accesses that began before
+        may still come in by the other doors, to a device that does nothing. It is never resumed."""
+        self._quiet = True
+        self._epochs = [epoch + 1 for epoch in self._epochs]
+        self._state.interrupt = 0
+        self._sync()
+        self._wire = Unconnected()
+
+    @lockfree("asks the count of copies in flight, which has a lock of its own")
+    def when_idle(self, call: Callable[[], None]) -> None:
+        """Have `call` called, once, when nothing is in flight; on any thread, so it should only post."""
+        self._in_flight.when_idle(call)
 
     @lockfree("posts to the home thread")
     def close(self) -> None:

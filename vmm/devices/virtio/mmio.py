@@ -108,10 +108,10 @@ class VirtioMmio:
         return f"<VirtioMmio of {self.device!r}>"
 
     def attach(self, bus: Bus, base: int) -> None:
-        """Answer at `base`, and have each queue's notification ring its doorbell without an exit."""
-        bus.map(base, WINDOW, self, self.device.name)
-        for index, doorbell in enumerate(self.device.doorbells):
-            bus.doorbell(base + QUEUE_NOTIFY, 4, index, doorbell.fd)
+        """Take the place of the `EmptySlot` at `base`, and have each queue's notification ring its doorbell without an
+        exit."""
+        bells = [(QUEUE_NOTIFY, 4, index, doorbell.fd) for index, doorbell in enumerate(self.device.doorbells)]
+        bus.replace(base, self, self.device.name, bells)
 
     def read(self, offset: int, size: int) -> int:
         if offset >= CONFIG:
@@ -135,6 +135,10 @@ class VirtioMmio:
 
 class EmptySlot:
     """A slot without a device: DeviceID 0 tells a driver to look no further (4.2.2.1)."""
+
+    def attach(self, bus: Bus, base: int, name: str) -> None:
+        """Take the place of the device at `base`, whose doorbells go with it."""
+        bus.replace(base, self, name)
 
     def read(self, offset: int, size: int) -> int:
         return {0x000: MAGIC, 0x004: VERSION, 0x00C: VENDOR}.get(offset, 0) if size == 4 else 0

@@ -267,16 +267,16 @@ def _mmio(native: Native) -> None:
             refuse(Cause.STORE_ACCESS)
         st.set("mmio_state", Mmio.IDLE)
         f.ret()
-    with f.for_range(f.min_u(shared.get("doorbell_count"), f.const(MAX_DOORBELLS))) as i:
-        with f.if_(shared.get("doorbell_addr", i).eq(pa) & shared.get("doorbell_size", i).eq(size)):
-            key = shared.get("doorbell_value", i)
+    with f.for_range(f.min_u(st.get("doorbell_count"), f.const(MAX_DOORBELLS))) as i:
+        with f.if_(st.get("doorbell_addr", i).eq(pa) & st.get("doorbell_size", i).eq(size)):
+            key = st.get("doorbell_value", i)
             with f.if_(key.eq(-1) | key.eq(value)):
                 f.call_ptr(
                     shared.get("syscall"),
                     "i64",
                     ["i64", "i64", "ptr", "i64"],
                     f.const(1),  # write(2): an eventfd of 64 bits never blocks before 2^64 - 2 rings
-                    shared.get("doorbell_fd", i),
+                    st.get("doorbell_fd", i),
                     shared.addr("one"),
                     f.const(8),
                     variadic_after=1,
