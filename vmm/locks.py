@@ -47,6 +47,7 @@ from vmm.errors import InternalError
 
 if TYPE_CHECKING:
     from vmm.lockcheck import Checker
+    from vmm.lockstat import Meter
 
 F = TypeVar("F", bound=Callable[..., Any])
 P = ParamSpec("P")
@@ -422,6 +423,11 @@ class Kit:
 
     _base: Kit | None = None
     """The kit that this one is made around."""
+
+    @property
+    def meter(self) -> Meter | None:
+        """What measures, if this kit or one of those it is made around does: it picks variants of what is no device."""
+        return None if self._base is None else self._base.meter
 
     def lock(
         self,

@@ -416,6 +416,10 @@ class Meter(Kit):
         self._waits: dict[str, Waits] = {}
         self._stalls: dict[str, Stalls] = {}
 
+    @property
+    def meter(self) -> Meter:
+        return self
+
     def __repr__(self) -> str:
         return f"<Meter of {len(self._ledgers)} locks>"
 
@@ -457,6 +461,9 @@ class Meter(Kit):
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> Thread:
         return self._base.thread(target, name, args)
 
+    def away_from_home(self, work: str, home: str) -> None:
+        self._base.away_from_home(work, home)
+
     def point(self, what: str) -> None:
         self._base.point(what)
 
@@ -490,13 +497,6 @@ class Meter(Kit):
             },
             "waits": {name: of.times.as_json() for name, of in sorted(waits.items()) if of.times.count},
         }
-
-
-def meter_of(kit: Kit | None) -> Meter | None:
-    """The meter among a kit and those that it was made around."""
-    while kit is not None and not isinstance(kit, Meter):
-        kit = kit._base
-    return kit
 
 
 def _of_ledger(ledger: Ledger) -> dict[str, Any]:

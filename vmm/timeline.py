@@ -80,16 +80,22 @@ class Timeline:
         self._tracks: list[Track] = []
         self.dropped = 0
         """Spans for which there was no room."""
-        self.problem = ""
-        """Why nothing more was written, empty if all was."""
+        self._cut = ""
+        self._closed = False
         self._writer = threading.Thread(target=self._write_all, name="trace", daemon=True)
 
     def __repr__(self) -> str:
-        state = "not begun" if not self._begun else self.problem or f"{self._written} bytes"
+        state = "not begun" if not self._begun else self._cut or f"{self._written} bytes"
         return f"<Timeline {self._path}: {state}, {self._waiting.qsize()} buffers wait>"
 
     def statistics(self) -> dict[str, object]:
         return {"written": self._written, "waiting": self._waiting.qsize(), "dropped": self.dropped}
+
+    @property
+    def problem(self) -> str:
+        """What the file lacks, in a line; empty if nothing."""
+        dropped = f"{self.dropped} spans are missing: they came faster than they could be written" * bool(self.dropped)
+        return "; ".join(filter(None, (self._cut, dropped)))
 
     def track(self, name: str) -> Track:
         """The calling thread's."""
@@ -106,6 +112,9 @@ class Timeline:
 
     def close(self) -> None:
         """Write what the threads still have and end the file. One that never began is left as it was found."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._begun:
             os.close(self._fd)
             if self._new:
@@ -133,14 +142,14 @@ class Timeline:
         named: set[str] = set()
         while (buffer := self._waiting.get()) is not None:
             track, spans = buffer
-            if self.problem or not spans:
+            if self._cut or not spans:
                 continue
             rows = [_row(track.head, span, self._zero) for span in spans]
             if track.head not in named:
                 named.add(track.head)
                 rows.append(f'{{"ph":"M","name":"thread_name",{track.head},"args":{{"name":{_quoted(track.name)}}}}}')
             self._write(",\n".join(rows))
-        if not self.problem:
+        if not self._cut:
             self._write("")
 
     def _write(self, rows: str) -> None:
@@ -154,7 +163,7 @@ class Timeline:
                 self._stream(text if rows else text + _END)
             self._written += len(text)
         except OSError as error:
-            self.problem = f"{error.strerror}: the trace ends after {self._written} bytes"
+            self._cut = f"{error.strerror}: the trace is cut after {self._written} bytes"
             self._mend()
 
     def _put(self, data: bytes, at: int) -> None:
@@ -177,7 +186,7 @@ class Timeline:
             else:
                 os.ftruncate(self._fd, 0)
         except OSError as error:
-            self.problem += f", and could not be mended ({error.strerror})"
+            self._cut += f", and could not be mended ({error.strerror})"
 
 
 @lru_cache(1024)

@@ -13,15 +13,17 @@ import pytest
 from vmm.errors import HostError, InternalError
 from vmm.fabric.clock import Clock
 from vmm.fabric.doorbell import Doorbell
-from vmm.fabric.iothread import IoThread
+from vmm.fabric.iothread import IoThread, io_thread
 from vmm.fabric.workers import Workers
+from vmm.locks import PLAIN
+from vmm.lockstat import Meter
 
 SOON = 10.0
 
 
-@pytest.fixture
-def io():
-    thread = IoThread("io-test")
+@pytest.fixture(params=[PLAIN, Meter()], ids=["plain", "metered"])
+def io(request):
+    thread = io_thread("io-test", kit=request.param)
     thread.start()
     yield thread
     thread.stop()
@@ -354,3 +356,37 @@ def test_a_call_that_hangs_is_named_when_stopping_takes_too_long(io):
         workers.stop(timeout=0.05)
     release.set()
     workers.stop()
+
+
+def test_a_metered_thread_says_what_each_callback_is_for(pipe):
+    meter = Meter()
+    io = io_thread("io0", kit=meter)
+    causes: queue.SimpleQueue[str] = queue.SimpleQueue()
+
+    def note(*_: object) -> None:
+        causes.put(meter.here.activity.cause)
+
+    def readable() -> None:
+        io.remove_reader(pipe[0])
+        note()
+
+    io.start()
+    clock = Clock(io)
+    workers = Workers(1, "worker", meter)
+    doorbell = Doorbell(io, note, "queue")
+    clock.resume()
+    seen = []
+    for cause in (
+        lambda: io.call_soon(note),
+        doorbell.ring,
+        lambda: (io.add_reader(pipe[0], readable), os.write(pipe[1], b"x")),
+        lambda: clock.timer(note, "soon").arm(0),
+        lambda: workers.submit(int, done=note, home=io),
+    ):
+        cause()
+        seen.append(causes.get(timeout=SOON))
+    workers.stop()
+    assert seen == ["posted by MainThread", "doorbell", "I/O", "timer", "posted by worker"]
+    assert on(io, lambda: meter.here.activity.kind) == "io"
+    on(io, doorbell.close)
+    io.stop()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from vmm.locks import Device, Locking, Rank, entry, lockfree
-from vmm.lockstat import LOCKED, PAUSED, Histogram, Meter, Stalls, meter_of
+from vmm.lockstat import LOCKED, PAUSED, Histogram, Meter, Stalls
 
 
 class Model(Device):
@@ -246,9 +246,10 @@ def test_a_holder_is_named_while_it_holds(checked: bool) -> None:
 
 def test_a_meter_is_found_inside_a_checker() -> None:
     meter = Meter()
-    assert meter_of(Locking(checked=True, kit=meter).kit) is meter
-    assert meter_of(meter) is meter
-    assert meter_of(Locking(checked=True).kit) is None
+    assert Locking(checked=True, kit=meter).kit.meter is meter
+    assert Locking(kit=meter).kit.meter is meter
+    assert Locking(checked=True).kit.meter is None
+    assert Locking().kit.meter is None
 
 
 # -- waits and stalls --------------------------------------------------------------------------------------------------

@@ -31,6 +31,10 @@ def _file(option: str, value: object, folder: Path) -> Path:
     return folder / name
 
 
+def _report_file(option: str, value: object, folder: Path) -> str:
+    return "-" if value == "-" else str(_file(option, value, folder))
+
+
 def _number(option: str, value: object, folder: Path) -> int:
     try:
         if isinstance(value, (bool, float)):
@@ -178,6 +182,20 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "where it can, tells all of them at its end, and then ends with exit status 3 instead of 0",
             ),
             Option("lock-report", "FILE", _file, "write what --check-locks found, and the order graph, as JSON"),
+            Option(
+                "lock-stat",
+                "FILE",
+                _report_file,
+                "measure who takes which lock, why, and how long it waits and holds, and how long harts are outside "
+                "the guest; told at the end, and on SIGUSR1: as JSON in a file",
+                optional="-",
+            ),
+            Option(
+                "trace",
+                "FILE",
+                _file,
+                "write what each thread does, as a trace for ui.perfetto.dev: guest, exits, locks, callbacks, idle",
+            ),
             Option("trace-exits", "FILE", _text, "write a line for each exit of a hart to Python", optional="-"),
             Option(
                 "trace-exec",

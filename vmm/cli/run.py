@@ -15,6 +15,7 @@ from typing import Any
 
 from vmm.cli.files import WholeFile
 from vmm.cli.lockreports import LockReports
+from vmm.cli.lockstat import LockFigures
 from vmm.cli.options import KEYS
 from vmm.cli.parser import parse
 from vmm.cli.signals import Signals
@@ -54,7 +55,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def run(settings: Settings) -> int:
     """Makes a machine, follows it to its end, and returns the exit status."""
     names = {field.name for field in fields(Config)}
-    config = Config(**{"serial": "stdio", **{key: value for key, value in settings.items() if key in names}})
+    given = {key: value for key, value in settings.items() if key in names}
+    config = Config(**{"serial": "stdio", **given, "lock_stat": "lock_stat" in settings})
     if file := settings.get("dump_dtb"):
         _dump(file, config)
         return Status.OK
@@ -62,16 +64,22 @@ def run(settings: Settings) -> int:
         native_code().write_perf_map()
     with contextlib.ExitStack() as stack:
         reports = stack.enter_context(LockReports(settings.get("lock_report")))
+        figures = stack.enter_context(LockFigures(settings["lock_stat"])) if config.lock_stat else None
         keys = _Keys(reports)
-        signals = stack.enter_context(Signals(keys.stop, keys.restore))
+        asked = {signal.SIGUSR1: figures.show} if figures else {}
+        signals = stack.enter_context(Signals(keys.stop, keys.restore, asked))
         machine = stack.enter_context(Machine(config, commands=keys.commands(), raise_reports=False))
         keys.machine = reports.machine = machine
+        if figures:
+            figures.machine = machine
         if signals.received is None:
             machine.start()
         seen, in_time = _follow(machine, settings.get("expect"), settings.get("timeout"))
         machine.stop()
     if problem := machine.serial.problem:
         _say(f"--serial: {problem}")
+    if machine.timeline and (problem := machine.timeline.problem):
+        _say(f"--trace {config.trace}: {problem}")
     outcome = machine.outcome or Outcome(Reason.ASKED)
     status = _conclude(outcome, signals.received, seen=seen, in_time=in_time, settings=settings)
     return Status.LOCK_REPORTS if status == Status.OK and reports.found else status
@@ -197,7 +205,6 @@ def _say(message: str) -> None:
 
 
 def _dump(file: Path, config: Config) -> None:
-    """Writes the device tree whole or not at all."""
     config.check()
     if config.kernel or config.bios:
         boot = virt.plan(config)

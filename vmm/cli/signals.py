@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from types import TracebackType
 from typing import Self
 
@@ -16,18 +16,25 @@ class Signals:
     """Inside the `with` block the signals are blocked for this thread and all that it starts.
 
     The first one calls `stop(number)` on a thread of its own. A second one means that stopping hangs: after `restore()`
-    the process ends at once.
+    the process ends at once. Signals in `asked` call what they are for, as often as they come.
     """
 
-    def __init__(self, stop: Callable[[signal.Signals], None], restore: Callable[[], None]) -> None:
+    def __init__(
+        self,
+        stop: Callable[[signal.Signals], None],
+        restore: Callable[[], None],
+        asked: Mapping[signal.Signals, Callable[[], None]] | None = None,
+    ) -> None:
         self.received: signal.Signals | None = None
         self._stop = stop
         self._restore = restore
+        self._asked = asked or {}
+        self._watched = WATCHED | self._asked.keys()
         self._leaving = False
         self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
 
     def __enter__(self) -> Self:
-        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, WATCHED)
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, self._watched)
         self._thread.start()
         return self
 
@@ -41,9 +48,12 @@ class Signals:
 
     def _watch(self) -> None:
         while True:
-            number = signal.Signals(signal.sigwait(WATCHED))
+            number = signal.Signals(signal.sigwait(self._watched))
             if self._leaving:
                 return
+            if number in self._asked:
+                self._asked[number]()
+                continue
             if self.received is not None:
                 self._restore()
                 os._exit(128 + number)

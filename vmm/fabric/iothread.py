@@ -23,12 +23,16 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from vmm.errors import HostError, InternalError
 from vmm.fabric.clock import TimerSource
+from vmm.fabric.doorbell import Doorbell
 from vmm.fabric.threads import name_os_thread
 from vmm.locks import PLAIN, Kit, Thread
+
+if TYPE_CHECKING:
+    from vmm.lockstat import Meter
 
 _LONGEST_SLEEP_S: Final = 3600.0
 _READABLE: Final = select.EPOLLIN | select.EPOLLHUP | select.EPOLLERR | select.EPOLLRDHUP
@@ -215,7 +219,7 @@ class IoThread:
         name_os_thread(self.name)
         while not (self._stopping and not self._soon):
             sleep = self._sleep_s()
-            ready = self._look() or (self._epoll.poll(sleep) if sleep else [])
+            ready = self._look() or (self._sleep(sleep) if sleep else [])
             with self._progress.serving(), self._around:
                 self._turn(ready)
 
@@ -224,6 +228,9 @@ class IoThread:
         found: int = _epoll_wait(self._epoll.fileno(), self._events, _MOST_EVENTS, 0)
         events = memoryview(self._events)[: max(found, 0) * _EVENT.size]
         return [(fd, mask) for mask, fd, _ in _EVENT.iter_unpack(events)]
+
+    def _sleep(self, seconds: float) -> list[tuple[int, int]]:
+        return self._epoll.poll(seconds)
 
     def _sleep_s(self) -> float:
         if self._soon or self._stopping:
@@ -242,18 +249,18 @@ class IoThread:
                 continue
             # Looked up again each time: an earlier callback of this turn may have taken the registration away.
             if events & _READABLE and (interest := self._interests.get(fd)) and interest.reader:
-                self._call(interest.reader)
+                self._ready(interest.reader)
             if events & _WRITABLE and (interest := self._interests.get(fd)) and interest.writer:
-                self._call(interest.writer)
+                self._ready(interest.writer)
         for _ in range(len(self._soon)):
             function, arguments = self._soon.popleft()
-            self._call(function, *arguments)
+            self._posted(function, *arguments)
         for timers in self._timers:
             for callback in timers.take_due():
-                self._call(callback)
+                self._due(callback)
 
     def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        self._running = name = getattr(function, "__qualname__", "") or repr(function)
+        self._running = name = _name(function)
         began = time.perf_counter_ns()
         try:
             function(*arguments)
@@ -266,8 +273,57 @@ class IoThread:
         if spent > self._longest_ns:
             self._longest_ns, self._longest = spent, name
 
+    # One function under three names, by what it is called for: a variant tells them apart.
+    _ready = _posted = _due = _call
+
     def _report(self, error: BaseException) -> None:
         try:
             self._on_error(error)
         except BaseException:  # the last reporter there is, and the thread must outlive it
             sys.excepthook(*sys.exc_info())
+
+
+class MeteredIoThread(IoThread):
+    """One that says, to a meter, what it calls back for and when it sleeps."""
+
+    def __init__(self, name: str, *, meter: Meter, **more: Any) -> None:
+        super().__init__(name, **more)
+        self._meter = meter
+
+    def call_soon(self, function: Callable[..., None], *arguments: Any) -> None:
+        super().call_soon(function, f"posted by {self._meter.here.activity.kind}", *arguments)
+
+    def _sleep(self, seconds: float) -> list[tuple[int, int]]:
+        began = time.perf_counter_ns()
+        ready = super()._sleep(seconds)
+        if track := self._meter.here.activity.track:
+            track.span("idle", "idle", began, time.perf_counter_ns())
+        return ready
+
+    def _ready(self, function: Callable[..., None]) -> None:
+        self._call_for("doorbell" if isinstance(getattr(function, "__self__", None), Doorbell) else "I/O", function)
+
+    def _posted(self, function: Callable[..., None], *arguments: Any) -> None:
+        cause, *rest = arguments
+        self._call_for(cause, function, *rest)
+
+    def _due(self, function: Callable[..., None]) -> None:
+        self._call_for("timer", function)
+
+    def _call_for(self, cause: str, function: Callable[..., None], *arguments: Any) -> None:
+        activity = self._meter.here.activity
+        activity.cause, began = cause, time.perf_counter_ns()
+        self._call(function, *arguments)
+        activity.cause = activity.kind
+        if activity.track is not None:
+            activity.track.span(_name(function), cause, began, time.perf_counter_ns())
+
+
+def io_thread(name: str, *, kit: Kit = PLAIN, **more: Any) -> IoThread:
+    """An I/O thread in the variant that goes with `kit`."""
+    meter = kit.meter
+    return IoThread(name, kit=kit, **more) if meter is None else MeteredIoThread(name, kit=kit, meter=meter, **more)
+
+
+def _name(function: Callable[..., None]) -> str:
+    return getattr(function, "__qualname__", "") or repr(function)

@@ -76,6 +76,10 @@ class Config:
     svadu: bool = True
     locking: Policy = "device"
     check_locks: bool = False
+    lock_stat: bool = False
+    """Measure locks and harts: `Machine.lock_statistics`."""
+    trace: Path | None = None
+    """A file for the timeline of all threads (`vmm.timeline`)."""
     no_reboot: bool = False
     trace_exits: str = ""
     trace_exec: str = ""

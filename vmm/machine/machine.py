@@ -11,23 +11,27 @@ The thread that uses it never runs guest code: harts, I/O and the lifecycle have
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Mapping
 from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import TYPE_CHECKING, Any, Self
 
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, HostError, InternalError
 from vmm.host.chardev import Chardev
 from vmm.host.terminal import Command
 from vmm.host.transcript import Transcript
-from vmm.locks import Locking
+from vmm.locks import PLAIN, Kit, Locking
 from vmm.machine.config import Config, Console, Pluggable
 from vmm.machine.harts import Make
 from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
 from vmm.machine.slots import DEADLINE_S
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board
+
+if TYPE_CHECKING:
+    from vmm.timeline import Timeline
 
 
 class Serial:
@@ -82,18 +86,43 @@ class Machine:
         thread at fault, which mostly ends the run; or, without `raise_reports`, only kept, where that thread can go on.
         """
         self.config = config
-        self.locking = Locking(config.locking, checked=config.check_locks, raising=raise_reports)
+        config.check()  # before a file is touched
+        self.timeline = self._new_timeline()
+        """What each thread did, if the configuration asks for it."""
+        self.locking = Locking(config.locking, checked=config.check_locks, kit=self._kit(), raising=raise_reports)
         self._lifecycle = Lifecycle(self.locking.kit)
-        self._board = Board(
-            config,
-            locking=self.locking,
-            make_harts=make_harts,
-            ended=self._ended,
-            restart=self._restarted,
-            commands=commands or {},
-        )
+        with contextlib.ExitStack() as stack:
+            if self.timeline:
+                stack.callback(self.timeline.close)
+            self._board = Board(
+                config,
+                locking=self.locking,
+                make_harts=make_harts,
+                ended=self._ended,
+                restart=self._restarted,
+                commands=commands or {},
+            )
+            if self.timeline:
+                self.timeline.begin()
+            stack.pop_all()
         self.serial = Serial(self._board.serial, self._board.transcript)
         self._lifecycle.begin(self._board)
+
+    # imports are in these two, since a plain run has no use for what they make
+
+    def _new_timeline(self) -> Timeline | None:
+        if self.config.trace is None:
+            return None
+        from vmm.timeline import Timeline
+
+        return Timeline(str(self.config.trace))
+
+    def _kit(self) -> Kit:
+        if not (self.config.lock_stat or self.timeline):
+            return PLAIN
+        from vmm.lockstat import Meter
+
+        return Meter(timeline=self.timeline)
 
     def __enter__(self) -> Self:
         return self
@@ -133,6 +162,8 @@ class Machine:
         """Ends the run, if it has not ended yet, and waits until everything is given back."""
         self._lifecycle.do(Request.STOP, outcome)
         self._lifecycle.join()
+        if self.timeline:
+            self.timeline.close()
 
     def plug(self, what: Pluggable, slot: int | None = None) -> int:
         """Puts a device into a virtio slot, the first empty one unless told; returns the slot. Also while the guest
@@ -188,6 +219,12 @@ class Machine:
 
     def statistics(self) -> dict[str, Any]:
         return {"lifecycle": self._lifecycle.statistics(), **self._board.statistics()}
+
+    def lock_statistics(self) -> dict[str, Any]:
+        """What `Config.lock_stat` measured so far (`vmm.lockstat.Meter.report`)."""
+        if self.locking.kit.meter is None:
+            raise InternalError("this machine's locks are not measured: make it with lock_stat=True")
+        return self.locking.kit.meter.report()
 
     # -- doors for the board: any thread, nothing waits ---------------------------------------------------------------
 

@@ -37,7 +37,7 @@ from vmm.errors import ConfigError, HostError
 from vmm.fabric.bus import Bus
 from vmm.fabric.clock import Clock
 from vmm.fabric.dma import Dma
-from vmm.fabric.iothread import IoThread
+from vmm.fabric.iothread import IoThread, io_thread
 from vmm.fabric.irq import Wire
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Workers
@@ -274,7 +274,7 @@ class Slots:
             stack.callback(disk.close)
             home = self._io
             if self._locking.policy == "device":
-                home = IoThread(f"{name}-io", on_error=self._failed, kit=self._locking.kit)
+                home = io_thread(f"{name}-io", on_error=self._failed, kit=self._locking.kit)
                 home.start()
                 stack.callback(home.stop, DEADLINE_S)
             closing = stack.pop_all()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from typing import Any
 
 from vmm.errors import HostError
 from vmm.fabric.irq import Wire
@@ -35,11 +34,16 @@ class SoftwareHarts:
             sbi=not around.firmware,
         )
         self._gate = Gate(around.locking.kit)
-        kind: Callable[..., VcpuThread] = VcpuThread
+        kind: type[VcpuThread] = VcpuThread
+        more: dict[str, Any] = {}
         if around.trace_exits is not None or around.trace_exec is not None:
             from vmm.vcpu.trace import TracedVcpuThread  # here, since the disassembler is slow to import
 
-            kind = partial(TracedVcpuThread, exits=around.trace_exits, instructions=around.trace_exec)
+            kind, more = TracedVcpuThread, {"exits": around.trace_exits, "instructions": around.trace_exec}
+        if (meter := around.locking.kit.meter) is not None:
+            from vmm.vcpu.metered import metered
+
+            kind, more = metered(kind), {**more, "meter": meter}
         self._threads = [
             kind(
                 vcpu,
@@ -49,6 +53,7 @@ class SoftwareHarts:
                 sbi=self._call,
                 outside_guest=around.locking.big if around.locking.policy == "bql" else None,
                 on_death=self._died,
+                **more,
             )
             for vcpu in self._backend.vcpus
         ]

@@ -22,7 +22,7 @@ from vmm.devices.virtio.device import VirtioDevice
 from vmm.errors import ConfigError, HostError
 from vmm.fabric.bus import Bus
 from vmm.fabric.clock import Clock
-from vmm.fabric.iothread import IoThread
+from vmm.fabric.iothread import io_thread
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Workers
 from vmm.host.chardev import Chardev
@@ -185,7 +185,7 @@ class Board:
         self.bus = Bus()
         kit = self.locking.kit
         around = self.locking.big if config.locking == "bql" else None
-        self.io = IoThread("io", on_error=self._io_failed, around=around, kit=kit)
+        self.io = io_thread("io", on_error=self._io_failed, around=around, kit=kit)
         self.io.start()
         stack.callback(self._serial_end.close)
         stack.callback(self.io.stop, DEADLINE_S)
