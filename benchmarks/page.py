@@ -18,7 +18,7 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 MODULES: Final = (
     *("boot", "cpu", "smp", "exits", "startup"),
-    *("locks.headline", "locks.threads", "locks.blocks", "locks.latency", "locks.entry"),
+    *("locks.headline", "locks.threads", "locks.blocks", "locks.latency", "locks.entry", "locks.model"),
 )
 """The benchmarks, in the order in which the page shows them; each writes the result of its name."""
 HEAD: Final = """\

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from benchmarks import page, quiet
 from benchmarks.exits import Cell, distribution, measure
 from benchmarks.guests import Line
-from benchmarks.locks import blocks, headline, latency, threads
+from benchmarks.locks import blocks, headline, latency, model, threads
 from benchmarks.plot import chart, svg
 from benchmarks.quiet import Quiet
 from vmm.bql import POLICIES, Policy
@@ -119,3 +120,58 @@ def test_the_io_threads_lateness_is_measured() -> None:
     result = latency.measure(latency.Cell("device", "two harts on devices", seconds=0.05))
     assert result["rate"] > 0
     assert all(result[event]["max"] > 0 for event in latency.EVENTS)
+
+
+PARAMETERS = model.Parameters(alone=500.0, held=0.8, call=0.0, wake=0.0, latency=0.0, handover=0.0)
+
+
+def total(load: model.Load, parameters: model.Parameters = PARAMETERS) -> float:
+    return sum(model.rates(load, parameters, duration=1e6))
+
+
+def test_in_the_model_threads_on_locks_of_their_own_scale_with_the_processors() -> None:
+    assert total(model.Load(1, 1, 1)) == pytest.approx(2e6, rel=0.01)
+    assert total(model.Load(4, 4, 4)) == pytest.approx(8e6, rel=0.01)
+    assert total(model.Load(6, 6, 2)) == pytest.approx(4e6, rel=0.02)
+
+
+def test_in_the_model_one_lock_gives_what_its_holder_gets_through() -> None:
+    free = total(model.Load(4, 1, 4))
+    assert 1e9 / 500 < free < 1.02e9 / 400
+
+
+def test_in_the_model_who_releases_pays_for_those_that_wait() -> None:
+    slow_to_wake = replace(PARAMETERS, call=2000.0, latency=1e9)
+    assert total(model.Load(2, 1, 2), slow_to_wake) == pytest.approx(1e9 / (500 + 2000), rel=0.02)
+
+
+def test_in_the_model_a_line_that_all_move_bounds_them_together() -> None:
+    shared = replace(PARAMETERS, shared=1.0, line=200.0)
+    assert total(model.Load(32, 32, 32), shared) == pytest.approx(5e6, rel=0.05)
+    assert total(model.Load(1, 1, 32), shared) == pytest.approx(2e6, rel=0.01)
+
+
+def test_in_the_model_threads_take_turns_on_a_processor(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(model, "SLICE_NS", 20_000)
+    rates = model.rates(model.Load(3, 1, 1), PARAMETERS, duration=1e6)
+    assert all(rates)
+    assert sum(rates) <= 2.05e6
+
+
+def test_the_model_is_of_a_free_threaded_build(tmp_path: Path) -> None:
+    file = tmp_path / "points.json"
+    with pytest.raises(SystemExit, match=r"--points .*: No such file"):
+        model.points(file)
+    file.write_text('{"figures": [{"name": "x", "unit": "accesses/s", "medians": {"bql, Python 3.11": 1}}]}')
+    with pytest.raises(SystemExit, match="nothing was measured on a free-threaded build"):
+        model.points(file)
+    file.write_text("no JSON")
+    with pytest.raises(SystemExit, match="no result of"):
+        model.points(file)
+
+
+def test_the_model_sees_points_of_few_threads_only_and_is_checked_by_the_others() -> None:
+    assert model.is_fitted(("bql", 2, 2))
+    assert not model.is_fitted(("device", 8, 8))
+    assert model.load_of(("bql", 8, 8), 2) == model.Load(threads=8, locks=1, processors=2)
+    assert model.load_of(("device", 8, 4), 2) == model.Load(threads=8, locks=4, processors=2)
