@@ -488,7 +488,7 @@ class Locking:
         self._registry = threading.Lock()  # guards _locks
         self._locks: weakref.WeakSet[DeviceLock] = weakref.WeakSet()
         self.big: Final = self.lock("bql", rank=Rank.BQL)
-        # what a VCPU thread holds while it is out of the guest, and the I/O thread while it runs callbacks
+        # what VCPU threads hold while out of the guest, I/O threads in callbacks, the lifecycle when it changes things
         self.outside_guest: Final[AbstractContextManager[object]] = self.big if policy == "bql" else _NOTHING
 
     def lock(self, name: str, lock_class: str | None = None, rank: Rank = Rank.LEAF) -> DeviceLock:

@@ -181,7 +181,7 @@ class Machine:
         try:
             plugged = slots.open(what, slot)
             try:
-                self._lifecycle.change(Request.PLUG, partial(slots.publish, plugged))
+                self._lifecycle.change(Request.PLUG, partial(self._board.plug, plugged))
             finally:
                 slots.abandon(plugged)  # unless it was published
         except (ConfigError, HostError) as error:
@@ -198,8 +198,8 @@ class Machine:
         not exist, HostError when something of the device is still in use after `timeout` seconds: it is unplugged all
         the same, and given back as soon as that ends.
         """
-        slots = self._board.slots
-        slots.wait(self._lifecycle.change(Request.UNPLUG, partial(slots.unplug, slot)), timeout)
+        unplugged = self._lifecycle.change(Request.UNPLUG, partial(self._board.unplug, slot))
+        self._board.slots.wait(unplugged, timeout)
 
     def slots(self) -> tuple[str, ...]:
         """The names of the devices in the virtio slots; empty where there is none."""

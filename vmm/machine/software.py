@@ -51,7 +51,7 @@ class SoftwareHarts:
                 around.bus,
                 self._gate,
                 sbi=self._call,
-                outside_guest=around.locking.big if around.locking.policy == "bql" else None,
+                outside_guest=around.locking.outside_guest if around.locking.policy == "bql" else None,
                 on_death=self._died,
                 **more,
             )

@@ -184,8 +184,7 @@ class Board:
         self.ram = stack.enter_context(Ram(RAM_BASE, config.mem))
         self.bus = Bus()
         kit = self.locking.kit
-        around = self.locking.big if config.locking == "bql" else None
-        self.io = io_thread("io", on_error=self._io_failed, around=around, kit=kit)
+        self.io = io_thread("io", on_error=self._io_failed, around=self.locking.outside_guest, kit=kit)
         self.io.start()
         stack.callback(self._serial_end.close)
         stack.callback(self.io.stop, DEADLINE_S)
@@ -273,6 +272,8 @@ class Board:
         return self.slots.devices(SlotState.OCCUPIED)
 
     # -- the lifecycle's actions --------------------------------------------------------------------------------------
+    # Under the big lock they hold it, as the monitor of 2010 did; not while they wait for harts or threads, which need
+    # it to come to rest.
 
     def start(self) -> None:
         self.clock.resume()
@@ -282,26 +283,39 @@ class Board:
     def pause(self) -> None:
         """Harts first: with them at rest nothing new is asked of a device."""
         self.harts.pause(DEADLINE_S)
-        self.clock.pause()
-        self.wall_clock.pause()
-        for device in self.slots.devices(SlotState.OCCUPIED, SlotState.LEAVING):
-            device.quiesce(DEADLINE_S)
+        with self.locking.outside_guest:
+            self.clock.pause()
+            self.wall_clock.pause()
+            for device in self.slots.devices(SlotState.OCCUPIED, SlotState.LEAVING):
+                device.quiesce(DEADLINE_S)
 
     def resume(self) -> None:
-        for device in self.virtio:
-            device.resume()
-        self.wall_clock.set(time.time_ns())
-        self.wall_clock.resume()
-        self.clock.resume()
-        self.harts.resume()
+        with self.locking.outside_guest:
+            for device in self.virtio:
+                device.resume()
+            self.wall_clock.set(time.time_ns())
+            self.wall_clock.resume()
+            self.clock.resume()
+            self.harts.resume()
 
     def reset(self) -> None:
-        for part in (self.finisher, self.rtc, self.uart, self.hart_states):
-            part.reset()
-        for device in self.virtio:
-            device.reset()
-        self.boot.load(self.ram)
-        self.harts.reset(self.boot.entry)
+        with self.locking.outside_guest:
+            for part in (self.finisher, self.rtc, self.uart, self.hart_states):
+                part.reset()
+            for device in self.virtio:
+                device.reset()
+            self.boot.load(self.ram)
+            self.harts.reset(self.boot.entry)
+
+    def plug(self, plugged: Plugged) -> None:
+        """Publish what `slots.open` has opened; raises as `Slots.publish` does."""
+        with self.locking.outside_guest:
+            self.slots.publish(plugged)
+
+    def unplug(self, slot: int) -> Plugged:
+        """Raises as `Slots.unplug` does."""
+        with self.locking.outside_guest:
+            return self.slots.unplug(slot)
 
     def stop(self) -> None:
         """Ends the harts, lets I/O finish, and gives everything back; raises HostError, naming what does not end."""
