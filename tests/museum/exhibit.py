@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from vmm.errors import LockOrderError
 from vmm.locks import Kit, Locking
@@ -14,21 +14,23 @@ from vmm.locks import Kit, Locking
 Subject: TypeAlias = Callable[..., Any]
 
 
-class Stage(Protocol):
-    """Where a program's threads run: under the seeded scheduler, as plain threads, or under somebody else's tool."""
+class Stage(Kit):
+    """What a program is made of, and where its threads run: plainly, or under somebody's scheduler.
 
-    @property
-    def kit(self) -> Kit:
-        """What the program makes its locks, devices and waits of."""
+    The seeded scheduler (`vmm.testing.schedule.Scheduler`) has this shape without being made from this class.
+    """
 
-    def spawn(self, name: str, function: Callable[..., object], *arguments: Any) -> object:
+    def spawn(self, name: str, target: Callable[..., object], *args: Any) -> object:
         """Have a thread of this name call the function."""
+        raise NotImplementedError
 
-    def check(self, function: Callable[[], object]) -> object:
+    def check(self, invariant: Callable[[], object]) -> object:
         """Call this once all threads have ended; it asserts what must hold then."""
+        raise NotImplementedError
 
 
-Program: TypeAlias = Callable[[Stage], None]
+Program: TypeAlias = Callable[[Any], None]
+"""Builds fresh devices of a `Stage`, or of a `Scheduler`, and spawns the threads that use them."""
 
 
 class CheckerOff(Exception):
@@ -63,12 +65,18 @@ class Exhibit:
 
 
 def lock_report(run: Callable[[Locking], object], locking: Locking | None = None) -> str | None:
-    """What the checked locks report of a run, the first line of it."""
+    """What the checked locks report of a run, on one line."""
     locking = locking or Locking(checked=True)
-    if locking.checker is None:
-        raise CheckerOff("these locks are not checked")
     try:
         run(locking)
     except LockOrderError:
         pass
-    return str(locking.checker.reports[0]).splitlines()[0] if locking.checker.reports else None
+    return first_report(locking)
+
+
+def first_report(locking: Locking) -> str | None:
+    """The first report of checked locks, on one line."""
+    if locking.checker is None:
+        raise CheckerOff("these locks are not checked")
+    reports = locking.checker.reports
+    return str(reports[0]).splitlines()[0] if reports else None

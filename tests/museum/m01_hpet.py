@@ -45,7 +45,7 @@ def check(rtc: type[GoldfishRtc]) -> str | None:
 def program(rtc: type[GoldfishRtc]) -> Program:
     def threads(s: Stage) -> None:
         wire: Any = FakeWire()
-        device = Locking(kit=s.kit).make(rtc, "rtc", wire=wire, clock=FakeClock())
+        device = Locking(kit=s).make(rtc, "rtc", wire=wire, clock=FakeClock())
         s.spawn("vcpu0", device.write, IRQ_ENABLED, 4, 1)
         s.spawn("io", device.alarm_due)
 

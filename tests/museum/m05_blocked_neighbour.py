@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from typing import Literal
 
+from tests.museum.announcing import Announcing
 from tests.museum.exhibit import Exhibit
-from vmm.locks import Device, DeviceLock, Kit, Locking, Rank, entry
+from vmm.locks import Device, Kit, Locking, entry
 
 BLOCK_NS = 5_000_000
 BOUND_NS = 300_000
@@ -43,25 +43,7 @@ def check(policy: Callable[..., Locking]) -> str | None:
     now = 0
     waits_or_served = threading.Event()
 
-    class Lock(DeviceLock):  # type: ignore[misc]
-        def contend(self) -> Literal[True]:
-            waits_or_served.set()
-            return super().contend()
-
-    class Announcing(Kit):
-        """Its locks tell when somebody has to wait."""
-
-        def lock(
-            self,
-            name: str,
-            lock_class: str | None = None,
-            rank: Rank = Rank.LEAF,
-            children: tuple[str, ...] = (),
-            around: DeviceLock | None = None,
-        ) -> DeviceLock:
-            return Lock(name, lock_class, rank) if around is None else around
-
-    locking = policy(kit=Announcing())
+    locking = policy(kit=Announcing(waits_or_served.set))
     slow, quick = locking.make(Slow, "a"), locking.make(Quick, "b")
     latencies: list[int] = []
 

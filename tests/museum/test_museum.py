@@ -6,9 +6,13 @@ import pytest
 
 from tests.museum.catalogue import EXHIBITS
 from tests.museum.exhibit import CheckerOff, Exhibit, lock_report
+from tests.museum.m19_two_streams import LooksTwice, fuzz
+from tests.museum.schedules import SCHEDULES, first_failure
 from vmm.locks import Locking
 
+SCHEDULED = [exhibit for exhibit in EXHIBITS if exhibit.program]
 each = pytest.mark.parametrize("exhibit", EXHIBITS, ids=[exhibit.id for exhibit in EXHIBITS])
+scheduled = pytest.mark.parametrize("exhibit", SCHEDULED, ids=[exhibit.id for exhibit in SCHEDULED])
 
 
 @each
@@ -19,6 +23,26 @@ def test_the_checker_finds_the_mutant(exhibit: Exhibit) -> None:
 @each
 def test_the_checker_is_silent_on_the_twin(exhibit: Exhibit) -> None:
     assert exhibit.check(exhibit.twin) is None
+
+
+@scheduled
+@pytest.mark.parametrize("strategy", ["random", "pct"])
+def test_schedules_find_the_mutant_and_nothing_in_the_twin(exhibit: Exhibit, strategy: str) -> None:
+    assert exhibit.program is not None
+    assert first_failure(exhibit.program(exhibit.mutant), strategy, schedules=SCHEDULES)
+    assert first_failure(exhibit.program(exhibit.twin), strategy) is None
+
+
+@pytest.mark.slow
+@scheduled
+@pytest.mark.parametrize("strategy", ["random", "pct"])
+def test_a_thousand_schedules_find_nothing_in_the_twin(exhibit: Exhibit, strategy: str) -> None:
+    assert exhibit.program is not None
+    assert first_failure(exhibit.program(exhibit.twin), strategy, schedules=SCHEDULES) is None
+
+
+def test_one_stream_of_accesses_finds_nothing_in_the_uart_that_looks_twice() -> None:
+    assert fuzz(LooksTwice, 1) is None
 
 
 @each
