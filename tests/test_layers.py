@@ -23,10 +23,11 @@ ROWS = (
     ("codegen",),
     ("lockstat",),
     ("lockcheck",),
+    ("racecheck",),
     ("lockgraph",),
     ("lockreport",),
     ("locks",),
-    ("bql", "cachedir", "timeline"),
+    ("bql", "cachedir", "state", "timeline"),
     ("errors",),
     ("vmm",),  # vmm/__init__.py
 )

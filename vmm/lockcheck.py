@@ -8,6 +8,7 @@ It reports, with the stack of each party (`vmm.lockreport.Kind`):
 - a device entered again from outside by a thread that is inside it already;
 - a call-out that runs while a lock is held;
 - work on another thread than its home;
+- an access to what a device keeps without its lock (`vmm.racecheck`);
 - a wait of a thread that holds something, outside any `Progress`: nobody could see for whom it waits.
 
 A report is raised as `LockOrderError` in the thread at fault, or only kept, as the checker was told; it is in
@@ -44,6 +45,7 @@ from vmm.locks import (
     door_around,
     door_of,
 )
+from vmm.racecheck import OWN_FILES, watched
 
 C = TypeVar("C")
 
@@ -93,7 +95,7 @@ _thread: Final = _Thread()
 class CheckedLock(DeviceLock):  # type: ignore[misc]
     """A lock that asks its checker. One made `around` another shares its exclusion but has its own rank."""
 
-    __slots__ = ("_checker", "_inner", "around", "children", "node", "uid")
+    __slots__ = ("_checker", "_inner", "around", "children", "node", "tenure", "uid")
 
     def __init__(
         self,
@@ -110,6 +112,7 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         self.around = around
         self.node = Node(self.lock_class, rank.name, checker.module_of(self.lock_class, rank))
         self.uid = next(_uids)
+        self.tenure: tuple[int] | None = None
         self._checker = checker
         self._inner = inner
 
@@ -134,7 +137,8 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         self.release()
 
     def held(self) -> bool:
-        return self.uid in _thread.context.holds
+        tenure = self.tenure
+        return tenure is not None and tenure[0] == threading.get_ident()
 
     def statistics(self) -> LockStatistics:
         return replace(self._inner.statistics(), name=self.name, lock_class=self.lock_class, rank=self.rank)
@@ -143,7 +147,7 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
 class CheckedCondition:
     """A condition variable whose lock is checked as one of rank LEAF, and whose waits must have a name."""
 
-    __slots__ = ("_checker", "_inner", "around", "children", "name", "node", "rank", "uid")
+    __slots__ = ("_checker", "_inner", "around", "children", "name", "node", "rank", "tenure", "uid")
 
     def __init__(self, checker: Checker, name: str, lock_class: str, inner: Condition) -> None:
         self.name: Final = name
@@ -152,6 +156,7 @@ class CheckedCondition:
         self.around: Final = None
         self.node: Final = Node(lock_class, Rank.LEAF.name, checker.module_of(lock_class, Rank.LEAF))
         self.uid: Final = next(_uids)
+        self.tenure: tuple[int] | None = None
         self._checker = checker
         self._inner = inner
 
@@ -184,12 +189,13 @@ class CheckedProgress(Progress):
     """Something to wait for. Whoever serves it holds it, and whoever waits for it wants it: the graph sees no
     difference to a lock."""
 
-    __slots__ = ("_checker", "_inner", "node", "uid")
+    __slots__ = ("_checker", "_inner", "node", "tenure", "uid")
 
     def __init__(self, checker: Checker, name: str, progress_class: str, inner: Progress) -> None:
         super().__init__(name)
         self.node: Final = Node(progress_class, "", checker.module_of(progress_class))
         self.uid: Final = next(_uids)
+        self.tenure: tuple[int] | None = None
         self._checker = checker
         self._inner = inner
 
@@ -337,6 +343,7 @@ class Checker(Kit):
         frame = _outside(sys._getframe(1))
         me.holds[what.uid] = _Hold(what, frame, frame.f_lineno)
         me.path = (*me.path, what.uid)
+        what.tenure = (threading.get_ident(),)
 
     def frees(self, what: Held) -> bool:
         """Note a release; whether there is a lock to release."""
@@ -350,6 +357,7 @@ class Checker(Kit):
             return False
         hold.depth -= 1
         if not hold.depth:
+            what.tenure = None
             del me.holds[what.uid]
             me.path = tuple(me.holds)
         return True
@@ -480,8 +488,7 @@ class Checker(Kit):
 
     def private(self, device: Device, method: str) -> None:
         """The calling thread runs a private method of `device`."""
-        me = _thread.context
-        if _lock(device).uid in me.holds or any(device is young for young in me.constructing):
+        if _lock(device).held() or self.constructs(device):
             return
         self.report(
             Kind.PRIVATE,
@@ -496,6 +503,19 @@ class Checker(Kit):
 
     def away_from_home(self, work: str, home: str) -> None:
         self.report(Kind.HOME, f"runs {work}, whose home is the thread {home}", [_here("at")])
+
+    def constructs(self, device: Device) -> bool:
+        return any(device is young for young in _thread.context.constructing)
+
+    def held(self) -> frozenset[object]:
+        held = (hold.what for hold in _thread.context.holds.values())
+        return frozenset(what for what in held if not isinstance(what, CheckedProgress) and what.rank > Rank.BQL)
+
+    def race(self, device: Device, what: str, text: str, witnesses: tuple[Witness, ...]) -> None:
+        """The calling thread makes an access to `what` of a device, which is kept under a lock that it does not hold"""
+        thread, field = threading.current_thread().name, f".{what}"
+        classes, instances = (device.lock_class + field,), (device.name + field,)
+        self._found([Report(Kind.RACE, text, classes, instances, thread, witnesses)])
 
     def calls_out(self, device: Device, posted_at: Raw, call: Callable[..., object], *args: Any) -> None:
         """Run what a door of `device` posted; it must go out with no lock held but the machine-wide ones."""
@@ -576,9 +596,7 @@ def _variant(cls: type[Device]) -> type[Device]:
     def post(self: Device, call: Callable[..., object], *args: Any) -> None:
         cls._post(self, _checker(self).calls_out, self, _stack(), call, *args)
 
-    body: dict[str, Any] = {"__module__": cls.__module__, "__init__": construct, "_post": post}
-    body["__qualname__"] = cls.__qualname__
-    body["lock_class"] = cls.lock_class
+    body: dict[str, Any] = {"__init__": construct, "_post": post}
     for owner in reversed(cls.__mro__[: cls.__mro__.index(Device)]):
         for name, value in vars(owner).items():
             door = door_of(value)
@@ -588,6 +606,8 @@ def _variant(cls: type[Device]) -> type[Device]:
                 body[name] = _checked_lockfree(value) if door.lockfree else _checked_door(value, door)
             elif name.startswith("_") and not name.endswith("__"):
                 body[name] = _checked_private(value)
+    body |= watched(cls, _checker)
+    body |= {"__module__": cls.__module__, "__qualname__": cls.__qualname__, "lock_class": cls.lock_class}
     return type(cls.__name__, (cls,), body)
 
 
@@ -639,7 +659,6 @@ def _checker(device: Device) -> Checker:
 
 # -- stacks and words --------------------------------------------------------------------------------------------------
 
-_OWN_FILES: Final = {code.co_filename for code in (Checker.took.__code__, DeviceLock.contend.__code__)}
 _ORDER: Final = " < ".join(rank.name for rank in Rank)
 
 
@@ -662,7 +681,7 @@ def _here(title: str, what: Held | None = None) -> _Seen:
 
 def _outside(frame: FrameType) -> FrameType:
     """The innermost frame, from `frame` outwards, that is not of the locks themselves."""
-    while frame.f_code.co_filename in _OWN_FILES and frame.f_back:
+    while frame.f_code.co_filename in OWN_FILES and frame.f_back:
         frame = frame.f_back
     return frame
 
@@ -672,7 +691,7 @@ def _stack(frame: FrameType | None = None) -> Raw:
     frame = frame or sys._getframe(1)
     stack: Raw = []
     while frame and len(stack) < STACK_DEPTH:
-        if frame.f_code.co_filename not in _OWN_FILES:
+        if frame.f_code.co_filename not in OWN_FILES:
             stack.append((frame.f_code, frame.f_lineno))
         frame = frame.f_back
     return stack

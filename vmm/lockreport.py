@@ -36,6 +36,8 @@ class Kind(StrEnum):
     """A thread waited with something held, and for nothing that has a name, so nobody could see for whom."""
     SELF = "self"
     """A thread waited for itself."""
+    RACE = "race"
+    """What a device keeps was read or written without its lock."""
     RELEASE = "release"
     """A lock was released that was not held."""
 

@@ -23,7 +23,7 @@ import time
 import weakref
 from _thread import RLock
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from enum import IntEnum
@@ -44,6 +44,7 @@ from typing import (
 
 from vmm import bql
 from vmm.errors import InternalError
+from vmm.state import DeviceState, field_types
 
 if TYPE_CHECKING:
     from vmm.lockcheck import Checker
@@ -320,11 +321,19 @@ class Device:
     lock_rank: ClassVar[Rank] = Rank.DEVICE
     lock_class: ClassVar[str]  # device type and role; by default the name of the class
     lock_children: ClassVar[tuple[str, ...]] = ()  # lock classes of the same rank that this one's may be held around
+    lockfree_fields: ClassVar[Mapping[str, str]] = {}  # of state, or private attributes -> why no lock guards them
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
         super().__init_subclass__(**kwargs)
         if "lock_class" not in cls.__dict__:
             cls.lock_class = cls.__name__
+        for name, value in vars(cls).items():
+            if not isinstance(value, type):
+                continue
+            if issubclass(value, DeviceState):
+                field_types(value)
+            elif name == "State":
+                raise TypeError(f"{cls.__qualname__}.State is {value.__qualname__}, which is no DeviceState")
         for owner in cls.__mro__:
             if owner in (Device, object, Generic, Protocol):
                 continue

@@ -10,16 +10,14 @@ import pytest
 
 from vmm.devices.registers import Register, RegisterDevice, register_page
 from vmm.fabric.bus import BusFault
+from vmm.state import DeviceState
 from vmm.testing.bench import DeviceBench
 
 
 @dataclass(slots=True)
-class ToyState:
+class ToyState(DeviceState):
     left: int = 1
     right: int = 2
-
-    def broken(self) -> str | None:
-        return None
 
 
 class Toy(RegisterDevice[ToyState]):

@@ -12,20 +12,23 @@ import pytest
 
 from vmm.errors import InternalError
 from vmm.locks import Device, DeviceLock, Locking, Rank, entry, lockfree
+from vmm.state import DeviceState
 
 
-@dataclass
-class State:
+@dataclass(slots=True)
+class State(DeviceState):
     value: int = 0
 
 
 class Counter(Device):
     """Counts, and tells a listener what it counted once it is out of its lock."""
 
+    State = State
+
     def __init__(self, name: str, locking: Locking, *, heard: Callable[[int], object] = lambda value: None) -> None:
         super().__init__(name, locking)
         self._heard = heard
-        self._state = State()
+        self._state = self.State()
 
     @entry
     def add(self, amount: int, /, times: int = 1, *rest: int, scale: int = 1, **more: int) -> int:

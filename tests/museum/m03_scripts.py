@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from tests.museum.exhibit import Exhibit
 from vmm.errors import VmmError
 from vmm.locks import Device, Locking, entry
+from vmm.state import DeviceState
 from vmm.testing.fakes import FakeIoThread
 
 WORDS = 16  # of script memory; each word is (operation, operand)
@@ -22,7 +23,7 @@ SEEDS = 50
 
 
 @dataclass(slots=True)
-class ScriptsState:
+class ScriptsState(DeviceState):
     pc: int = 0
     running: bool = False
     executed: int = 0
@@ -32,13 +33,15 @@ class ScriptsState:
 class Scripts(Device):
     """A SCRIPTS engine that is a state, goes on from its home thread, and stops after its budget of instructions"""
 
+    State = ScriptsState
+
     def __init__(self, name: str, locking: Locking, home: FakeIoThread) -> None:
         super().__init__(name, locking)
         # -- wiring
         self._home = home
         # -- volatile state
         self._script = [(STOP, 0)] * WORDS
-        self._state = ScriptsState()
+        self._state = self.State()
 
     @entry
     def load(self, script: list[tuple[int, int]]) -> None:

@@ -8,6 +8,7 @@ from typing import Final
 
 from vmm.devices.registers import Register, RegisterDevice
 from vmm.locks import Locking
+from vmm.state import DeviceState
 
 FAIL: Final = 0x3333
 PASS: Final = 0x5555
@@ -15,11 +16,8 @@ RESET: Final = 0x7777
 
 
 @dataclass(slots=True)
-class FinisherState:
+class FinisherState(DeviceState):
     """It remembers nothing: what it was told has been passed on before the access returns."""
-
-    def broken(self) -> str | None:
-        return None
 
 
 class Finisher(RegisterDevice[FinisherState]):

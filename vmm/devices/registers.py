@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Generic, Literal, Protocol, TypeVar
 
-from vmm.devices.saved import Checked, load_state, save_state
+from vmm.devices.saved import load_state, save_state
 from vmm.fabric.bus import BusFault
 from vmm.locks import Device, Locking, entry, lockfree
+from vmm.state import DeviceState
 
 Access = Literal["ro", "wo", "rw"]
-S = TypeVar("S", bound=Checked)
+S = TypeVar("S", bound=DeviceState)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +53,8 @@ class RegisterDevice(Device, Generic[S]):
     A model gives its rows, its state and `_sync`; this gives the doors. An access to an offset without a register is
     refused: it reads 0 or is ignored, and is counted. One beyond `span`, or of a size not in `sizes`, is a bus fault.
     """
+
+    lockfree_fields: ClassVar = {"_refusals": "a counter that only grows; whoever shows it may be one access behind"}
 
     kind: ClassVar[str]
     version: ClassVar[int] = 1

@@ -13,13 +13,14 @@ from vmm.devices.registers import Register, RegisterDevice
 from vmm.fabric.clock import Clock
 from vmm.fabric.irq import Wire
 from vmm.locks import Locking, entry
+from vmm.state import DeviceState
 
 _LOW: Final = 0xFFFF_FFFF
 _TIME: Final = 0xFFFF_FFFF_FFFF_FFFF
 
 
 @dataclass(slots=True)
-class RtcState:
+class RtcState(DeviceState):
     adjustment: int = 0
     """What the guest has added to the clock by setting the time, ns, modulo 2**64."""
     time_high: int = 0

@@ -7,26 +7,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import fields
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from vmm.errors import SnapshotError
+from vmm.state import DeviceState, field_types
+
+S = TypeVar("S", bound=DeviceState)
 
 
-class Checked(Protocol):
-    """A state dataclass. Its fields are ints, bools, strings, bytearrays or lists of them, and its defaults are the
-    reset values."""
-
-    def broken(self) -> str | None:
-        """Which invariant does not hold, in words; None when all do."""
-
-
-S = TypeVar("S", bound=Checked)
-
-
-def save_state(kind: str, version: int, state: Checked) -> dict[str, Any]:
+def save_state(kind: str, version: int, state: DeviceState) -> dict[str, Any]:
     """`state` as a payload that shares nothing with it."""
-    values = {f.name: copy.deepcopy(getattr(state, f.name)) for f in fields(state)}  # type: ignore[arg-type]
+    values = {name: copy.deepcopy(getattr(state, name)) for name in field_types(type(state))}
     return {"kind": kind, "version": version, "fields": values}
 
 
@@ -40,13 +31,13 @@ def load_state(kind: str, version: int, blank: S, payload: Mapping[str, Any]) ->
             f"saved state of {payload.get('kind')!r} version {payload.get('version')!r} is not {kind} version {version}"
         )
     saved = payload.get("fields")
-    names = {f.name for f in fields(blank)}  # type: ignore[arg-type]
-    if not isinstance(saved, Mapping) or saved.keys() != names:
-        raise SnapshotError(f"saved {kind} does not have the fields {', '.join(sorted(names))}")
+    types = field_types(type(blank))
+    if not isinstance(saved, Mapping) or saved.keys() != types.keys():
+        raise SnapshotError(f"saved {kind} does not have the fields {', '.join(sorted(types))}")
     for name, value in saved.items():
-        expected = type(getattr(blank, name))
-        if type(value) is not expected:
-            raise SnapshotError(f"saved {kind}: {name} is {type(value).__name__}, not {expected.__name__}")
+        if type(value) not in types[name]:
+            expected = " or ".join(sorted(kind.__name__ for kind in types[name]))
+            raise SnapshotError(f"saved {kind}: {name} is {type(value).__name__}, not {expected}")
         setattr(blank, name, copy.deepcopy(value))
     if why := blank.broken():
         raise SnapshotError(f"saved {kind}: {why}")

@@ -14,6 +14,7 @@ from vmm.devices.registers import Register, RegisterDevice
 from vmm.fabric.clock import Clock
 from vmm.fabric.irq import Wire
 from vmm.locks import Locking, entry
+from vmm.state import DeviceState
 
 FIFO_DEPTH: Final = 16
 RECEIVE_TIMEOUT_CHARACTERS: Final = 4
@@ -60,7 +61,7 @@ class Line(Protocol):
 
 
 @dataclass(slots=True)
-class UartState:
+class UartState(DeviceState):
     divisor: int = 12
     ier: int = 0
     fcr: int = 0

@@ -19,6 +19,7 @@ from vmm.devices.saved import load_state, save_state
 from vmm.errors import SnapshotError
 from vmm.locks import Device, Locking, Rank, entry
 from vmm.machine.boot import GuestRam
+from vmm.state import DeviceState
 
 SPEC_VERSION = 2 << 24
 IMPLEMENTATION_ID = 0x76_6D6D
@@ -109,7 +110,7 @@ NOT_SUPPORTED = Return(Error.NOT_SUPPORTED)
 
 
 @dataclass(slots=True)
-class HartStatesState:
+class HartStatesState(DeviceState):
     """`status` has a `HartStatus` for each hart; a board fills it when it is made and at each reset."""
 
     status: list[int] = field(default_factory=list)
@@ -126,6 +127,7 @@ class HartStates(Device):
     """
 
     kind = "sbi-harts"
+    State = HartStatesState
     lock_rank = Rank.VCPU
 
     def __init__(self, name: str, locking: Locking, *, harts: int, control: HartControl) -> None:
@@ -165,13 +167,13 @@ class HartStates(Device):
     @entry
     def restore(self, payload: Mapping[str, Any]) -> None:
         """Raises SnapshotError for what `save` of a board with as many harts did not make."""
-        state = load_state(self.kind, 1, HartStatesState(), payload)
+        state = load_state(self.kind, 1, self.State(), payload)
         if len(state.status) != self._harts:
             raise SnapshotError(f"saved {self.kind} has {len(state.status)} harts, and the board {self._harts}")
         self._state = state
 
     def _at_reset(self) -> HartStatesState:
-        return HartStatesState([int(HartStatus.STARTED)] + [int(HartStatus.STOPPED)] * (self._harts - 1))
+        return self.State([int(HartStatus.STARTED)] + [int(HartStatus.STOPPED)] * (self._harts - 1))
 
 
 class Sbi:

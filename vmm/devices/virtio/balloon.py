@@ -180,7 +180,7 @@ class VirtioBalloon(VirtioDevice):
         self._memory = MappingProxyType({})
 
     def _fresh_state(self) -> BalloonState:
-        return BalloonState(num_pages=self._state.num_pages)
+        return self.State(num_pages=self._state.num_pages)
 
     def _config(self) -> bytes:
         return _CONFIG.pack(self._state.num_pages, self._state.actual)

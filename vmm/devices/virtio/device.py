@@ -21,6 +21,7 @@ from vmm.fabric.inflight import InFlight
 from vmm.fabric.irq import Unconnected, Wire
 from vmm.fabric.workers import Posts
 from vmm.locks import Device, Locking, entry, lockfree
+from vmm.state import DeviceState
 
 # -- device status (2.1)
 ACKNOWLEDGE: Final = 1
@@ -57,7 +58,7 @@ class HomeThread(Home, Posts, Protocol):
 
 
 @dataclass(slots=True)
-class VirtioState:
+class VirtioState(DeviceState):
     """Volatile state of any virtio device, without its queues. The defaults are the reset values."""
 
     status: int = 0
@@ -103,6 +104,7 @@ class VirtioDevice(Device):
     queue_sizes: ClassVar[tuple[int, ...]]
     """The largest size of each queue."""
     State: ClassVar[type[VirtioState]] = VirtioState
+    StateOfQueue: ClassVar[type[QueueState]] = QueueState
 
     def __init__(
         self,
@@ -132,7 +134,7 @@ class VirtioDevice(Device):
         self._statistics = VirtioStatistics()
         # -- volatile state
         self._state = self.State()
-        self._queues = self._made_queues([QueueState() for _ in self.queue_sizes])
+        self._queues = self._made_queues([self.StateOfQueue() for _ in self.queue_sizes])
 
     # -- identification and features (2.2) ----------------------------------------------------------------------------
 
@@ -205,7 +207,7 @@ class VirtioDevice(Device):
             if idle:
                 self._resetting = False
                 self._state = self._fresh_state()
-                self._queues = self._made_queues([QueueState() for _ in self.queue_sizes])
+                self._queues = self._made_queues([self.StateOfQueue() for _ in self.queue_sizes])
             else:
                 self._state.status |= NEEDS_RESET
                 self._note_host(HostError(f"reset gave up after {self.reset_deadline:g} s: {self._in_flight}"))
@@ -293,7 +295,7 @@ class VirtioDevice(Device):
                 self._state.status |= NEEDS_RESET
                 self._note_host(HostError(f"queue {index} is still in use: {self._in_flight}"))
             elif self._queues[index] is queue:
-                self._queues[index] = Virtqueue(self._dma, queue.largest, QueueState())
+                self._queues[index] = Virtqueue(self._dma, queue.largest, self.StateOfQueue())
 
     @lockfree("writes an eventfd")
     def notify(self, index: int) -> None:
@@ -411,7 +413,7 @@ class VirtioDevice(Device):
         if state.driver_features & ~self.features:
             raise SnapshotError(f"saved {self.kind} uses features {state.driver_features:#x} that {self.name} lacks")
         try:
-            queues = self._made_queues([load_state("virtqueue", 1, QueueState(), one) for one in saved])
+            queues = self._made_queues([load_state("virtqueue", 1, self.StateOfQueue(), one) for one in saved])
         except GuestError as error:
             raise SnapshotError(f"saved {self.kind}: {error}") from error
         self._epochs = [epoch + 1 for epoch in self._epochs]

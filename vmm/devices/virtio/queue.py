@@ -13,6 +13,7 @@ from typing import Final
 
 from vmm.errors import GuestError
 from vmm.fabric.dma import Dma
+from vmm.state import DeviceState
 
 # -- descriptor flags (2.7.5), and the ring flag of 2.7.7
 NEXT: Final = 1
@@ -35,7 +36,7 @@ Segment = tuple[int, int]
 
 
 @dataclass(slots=True)
-class QueueState:
+class QueueState(DeviceState):
     """All of a queue that a guest can observe, or that must survive a snapshot. The defaults are the reset values."""
 
     size: int = 0
