@@ -17,7 +17,7 @@ ROWS = (
     ("migration",),
     ("machine",),
     ("devices", "vcpu"),
-    ("host",),
+    ("host", "watchdog"),
     ("fabric",),
     ("isa",),
     ("codegen",),
@@ -27,7 +27,7 @@ ROWS = (
     ("lockgraph",),
     ("lockreport",),
     ("locks",),
-    ("bql", "cachedir", "state", "timeline"),
+    ("bql", "cachedir", "stacks", "state", "timeline", "waitfor"),
     ("errors",),
     ("vmm",),  # vmm/__init__.py
 )

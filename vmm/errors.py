@@ -31,6 +31,10 @@ class HostError(VmmError):
     exit_status = 2
 
 
+class DeadlineError(HostError):
+    """Something did not come to rest in time. The message names it; a report of the machine says who waits for whom."""
+
+
 class GuestError(VmmError):
     """The guest did something that its machine does not allow."""
 

@@ -46,6 +46,7 @@ from vmm.locks import (
     door_of,
 )
 from vmm.racecheck import OWN_FILES, watched
+from vmm.waitfor import Sighting
 
 C = TypeVar("C")
 
@@ -140,6 +141,14 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         tenure = self.tenure
         return tenure is not None and tenure[0] == threading.get_ident()
 
+    @property
+    def exclusion(self) -> DeviceLock:
+        return self._inner.exclusion
+
+    @property
+    def held_since(self) -> int:
+        return self._inner.held_since
+
     def statistics(self) -> LockStatistics:
         return replace(self._inner.statistics(), name=self.name, lock_class=self.lock_class, rank=self.rank)
 
@@ -198,6 +207,9 @@ class CheckedProgress(Progress):
         self.tenure: tuple[int] | None = None
         self._checker = checker
         self._inner = inner
+
+    def tell(self, sighting: Sighting, thing: str = "") -> None:
+        self._inner.tell(sighting, thing)
 
     def serving(self) -> AbstractContextManager[object]:
         return _Serving(self, self._checker, self._inner.serving())

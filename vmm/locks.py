@@ -45,6 +45,7 @@ from typing import (
 from vmm import bql
 from vmm.errors import InternalError
 from vmm.state import DeviceState, field_types
+from vmm.waitfor import Sighting
 
 if TYPE_CHECKING:
     from vmm.lockcheck import Checker
@@ -102,7 +103,7 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
         self.name = name
         self.lock_class = lock_class or name
         self.rank = rank
-        self._waiting: set[int] = set()  # thread idents; each adds and removes its own
+        self._waiting: dict[int, int] = {}  # thread ident -> since when, ns; each adds and removes its own
         self._contended = self._waited_ns = self._longest_wait_ns = 0  # written by the holder only
 
     def contend(self) -> Literal[True]:
@@ -113,14 +114,14 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
         """
         ident = threading.get_ident()
         started = time.perf_counter_ns()
-        self._waiting.add(ident)
+        self._waiting[ident] = started
         try:
             self.acquire()
         except BaseException:
             self.acquire()
             raise
         finally:
-            self._waiting.discard(ident)
+            self._waiting.pop(ident, None)
         waited = time.perf_counter_ns() - started
         self._contended += 1
         self._waited_ns += waited
@@ -137,6 +138,26 @@ class DeviceLock(RLock):  # type: ignore[misc]  # final in the stubs only
     def held(self) -> bool:
         """Whether the calling thread holds it."""
         return bool(self._is_owned())  # type: ignore[attr-defined]
+
+    @property
+    def exclusion(self) -> DeviceLock:
+        """The lock that keeps others out: itself, unless it was made `around` another."""
+        return self
+
+    @property
+    def held_since(self) -> int:
+        """When its holder took it, ns of CLOCK_MONOTONIC; 0 when it is free, or nobody takes notes."""
+        return 0
+
+    def tell(self, sighting: Sighting, since: int = 0) -> None:
+        """Who holds it, if it is known since when, and who waits for it."""
+        thing = f"the lock of {self.name} (class {self.lock_class})"
+        owner, _ = self._owner()
+        if owner:
+            sighting.hold(owner, thing, since=since)
+        for ident, since in self._waiting.copy().items():
+            sighting.wait(ident, thing, since)
+            sighting.stay(ident, f"waiting for {thing}", ("lock", self.name, since))
 
     def _owner(self) -> tuple[int, int]:
         """The holder's ident and depth, both 0 when free. CPython tells them in the repr alone."""
@@ -379,14 +400,16 @@ def _function(value: object) -> object:
 class Progress:
     """Something that threads wait for and others bring about: a turn of the I/O thread, harts that reach the gate.
 
-    This one is of the plain kind: nobody is asked. Another kit's may note who waits for whom, as an edge of the order
-    graph (waiting for a thread that takes a lock is much like taking it) and for reports of what hangs.
+    This one is of the plain kind: it knows who waits, for reports of what hangs, and asks nobody. Another kit's may
+    note who waits for whom, as an edge of the order graph: waiting for a thread that takes a lock is much like taking
+    it.
     """
 
-    __slots__ = ("name",)
+    __slots__ = ("_waiters", "name")
 
     def __init__(self, name: str) -> None:
         self.name: Final = name
+        self._waiters = _Waiters()
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name}>"
@@ -397,10 +420,31 @@ class Progress:
 
     def waiting(self) -> AbstractContextManager[object]:
         """While the calling thread waits for it."""
-        return _NOTHING
+        return self._waiters
+
+    def tell(self, sighting: Sighting, thing: str = "") -> None:
+        """Who waits for it, by the name `thing` or its own."""
+        for ident, since in self._waiters.since.copy().items():
+            sighting.wait(ident, thing or self.name, since)
 
 
 _NOTHING: Final = nullcontext()
+
+
+class _Waiters:
+    """Which threads are inside of it, and since when. A wait may take 150 ns more; what others serve may not, so that
+    is left to those who know it."""
+
+    __slots__ = ("since",)
+
+    def __init__(self) -> None:
+        self.since: dict[int, int] = {}  # thread ident -> ns of CLOCK_MONOTONIC; each adds and removes its own
+
+    def __enter__(self) -> None:
+        self.since[threading.get_ident()] = time.perf_counter_ns()
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.since.pop(threading.get_ident(), None)
 
 
 class Condition(Protocol):
@@ -523,6 +567,13 @@ class Locking:
         with self._registry:
             locks = list(self._locks)
         return sorted((lock.statistics() for lock in locks), key=lambda now: (now.rank, now.name))
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who holds the machine's locks, and who waits for them."""
+        with self._registry:
+            locks = [(lock.exclusion, lock.held_since) for lock in self._locks]
+        for lock in {lock for lock, _ in locks}:
+            lock.tell(sighting, min((since for other, since in locks if other is lock and since), default=0))
 
     def __repr__(self) -> str:
         taken = [now for now in self.statistics() if now.holder]

@@ -28,6 +28,7 @@ from typing import Any, Final, Literal, TypeVar
 from vmm import lockcheck, locks
 from vmm.locks import PLAIN, Condition, DeviceLock, Kit, LockStatistics, Progress, Rank, Thread
 from vmm.timeline import Timeline, Track
+from vmm.waitfor import Sighting
 
 C = TypeVar("C")
 now: Final = time.perf_counter_ns
@@ -268,6 +269,14 @@ class MeteredLock(DeviceLock):  # type: ignore[misc]
     def held(self) -> bool:
         return self._inner.held()
 
+    @property
+    def exclusion(self) -> DeviceLock:
+        return self._inner.exclusion
+
+    @property
+    def held_since(self) -> int:
+        return self._since if self._depth else 0
+
     def statistics(self) -> LockStatistics:
         return replace(self._inner.statistics(), name=self.name, lock_class=self.lock_class, rank=self.rank)
 
@@ -345,6 +354,9 @@ class MeteredProgress(Progress):
         self._meter = meter
         self._inner = inner
         self._waits = waits
+
+    def tell(self, sighting: Sighting, thing: str = "") -> None:
+        self._inner.tell(sighting, thing)
 
     def serving(self) -> AbstractContextManager[object]:
         return self._inner.serving() if self._meter.timeline is None else self._serving()

@@ -9,6 +9,7 @@ from vmm.errors import HostError
 from vmm.fabric.irq import Unconnected, Wire
 from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
+from vmm.waitfor import Sighting
 
 
 class FakeHarts:
@@ -39,6 +40,15 @@ class FakeHarts:
         self.log.append("stop")
         if self.stuck:
             raise HostError("vcpu0: did not end")
+
+    def tell(self, sighting: Sighting) -> None:
+        """Nothing hangs."""
+
+    def standing(self) -> list[str]:
+        return ["hart 0: does what a test wants"]
+
+    def interrupts(self) -> list[str]:
+        return [f"source {source} high" for source, wire in self.lines.items() if wire.level]
 
     def statistics(self) -> dict[str, object]:
         return {}

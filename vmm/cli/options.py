@@ -16,6 +16,9 @@ Convert = Callable[[str, object, Path], object]
 """(option as the user wrote it, value, folder that relative paths are meant from) -> value; raises ConfigError."""
 
 
+WATCHDOG_S = 10
+
+
 # -- what values may be ----------------------------------------------------------------------------------------------
 
 
@@ -51,6 +54,14 @@ def _seconds(option: str, value: object, folder: Path) -> float:
         seconds = -1.0
     if isinstance(value, bool) or not 0 < seconds < 1e9:
         raise ConfigError(f"{option}: {value!r} is not a time: give seconds above 0, such as 60")
+    return seconds
+
+
+def _watchdog(option: str, value: object, folder: Path) -> float:
+    if value in ("off", False):
+        return 0.0
+    if (seconds := _seconds(option, value, folder)) < 0.1:
+        raise ConfigError(f"{option}: {value!r} is too short: give seconds from 0.1, or off")
     return seconds
 
 
@@ -196,6 +207,14 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 _file,
                 "write what each thread does, as a trace for ui.perfetto.dev: guest, exits, locks, callbacks, idle",
             ),
+            Option(
+                "watchdog",
+                "SECONDS",
+                _watchdog,
+                "write a report when a lock, an exit or a wait makes no progress for this time, or off; "
+                f"{WATCHDOG_S} unless said otherwise. SIGQUIT has one written at any time",
+            ),
+            Option("hang-report", "FILE", _text, "write these reports there instead of to standard error"),
             Option("trace-exits", "FILE", _text, "write a line for each exit of a hart to Python", optional="-"),
             Option(
                 "trace-exec",

@@ -16,7 +16,7 @@ from typing import Any
 from vmm.cli.files import WholeFile
 from vmm.cli.lockreports import LockReports
 from vmm.cli.lockstat import LockFigures
-from vmm.cli.options import KEYS
+from vmm.cli.options import KEYS, WATCHDOG_S
 from vmm.cli.parser import parse
 from vmm.cli.signals import Signals
 from vmm.cli.status import Status, of_outcome, of_signal
@@ -56,7 +56,7 @@ def run(settings: Settings) -> int:
     """Makes a machine, follows it to its end, and returns the exit status."""
     names = {field.name for field in fields(Config)}
     given = {key: value for key, value in settings.items() if key in names}
-    config = Config(**{"serial": "stdio", **given, "lock_stat": "lock_stat" in settings})
+    config = Config(**{"serial": "stdio", "watchdog": WATCHDOG_S, **given, "lock_stat": "lock_stat" in settings})
     if file := settings.get("dump_dtb"):
         _dump(file, config)
         return Status.OK
@@ -66,7 +66,7 @@ def run(settings: Settings) -> int:
         reports = stack.enter_context(LockReports(settings.get("lock_report")))
         figures = stack.enter_context(LockFigures(settings["lock_stat"])) if config.lock_stat else None
         keys = _Keys(reports)
-        asked = {signal.SIGUSR1: figures.show} if figures else {}
+        asked = {signal.SIGQUIT: keys.report, **({signal.SIGUSR1: figures.show} if figures else {})}
         signals = stack.enter_context(Signals(keys.stop, keys.restore, asked))
         machine = stack.enter_context(Machine(config, commands=keys.commands(), raise_reports=False))
         keys.machine = reports.machine = machine
@@ -149,6 +149,10 @@ class _Keys:
         if self.machine is not None:
             self.machine.abandon()
             self._reports.tell()  # a machine that hangs may do so for what they say
+
+    def report(self) -> None:
+        if self.machine is not None:
+            self.machine.write_hang_report("asked for by SIGQUIT")
 
     def _post(self, request: Request) -> None:
         if self.machine is not None:

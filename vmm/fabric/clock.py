@@ -158,6 +158,12 @@ class Clock:
                 del self._armed[timer]
         return [timer.callback for timer in due]
 
+    def armed(self) -> list[tuple[str, int]]:
+        """The armed timers' names, and in how many ns of guest time each is due, earliest first."""
+        with self._lock:
+            armed, now = list(self._armed.items()), self.now()
+        return sorted(((timer.name, at - now) for timer, at in armed), key=lambda one: one[1])
+
     def _deadline(self, timer: Timer) -> int | None:
         with self._lock:
             return self._armed.get(timer)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Final
 
 from vmm.locks import PLAIN, Kit
+from vmm.waitfor import Sighting
 
 
 class InFlight:
@@ -30,6 +31,15 @@ class InFlight:
     @property
     def count(self) -> int:
         return self._count
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for it. Who does the work is for its callers to know."""
+        self.progress.tell(sighting, self.thing)
+
+    @property
+    def thing(self) -> str:
+        """What its waiters wait for, by a name of its own."""
+        return f"{self.progress.name} of {self.name}"
 
     def begin(self, count: int = 1) -> None:
         """Say so while still holding the lock under which the work was accepted."""

@@ -25,11 +25,12 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
-from vmm.errors import HostError, InternalError
+from vmm.errors import DeadlineError, InternalError
 from vmm.fabric.clock import TimerSource
 from vmm.fabric.doorbell import Doorbell
 from vmm.fabric.threads import name_os_thread
 from vmm.locks import PLAIN, Kit, Thread
+from vmm.waitfor import Sighting
 
 if TYPE_CHECKING:
     from vmm.lockstat import Meter
@@ -91,8 +92,11 @@ class IoThread:
         on_error: Callable[[BaseException], None] = _print_traceback,
         around: AbstractContextManager[Any] | None = None,
         kit: Kit = PLAIN,
+        may_block: bool = False,
     ) -> None:
+        """`may_block`: a callback that takes long is no hang, as on a thread that waits for one disk."""
         self.name: Final = name
+        self._may_block = may_block
         self._kit = kit
         self._progress = kit.progress(f"callbacks of {name}", "I/O callbacks")
         self._on_error = on_error
@@ -132,7 +136,7 @@ class IoThread:
     def stop(self, timeout: float = 10.0) -> None:
         """Serve what has been posted so far and end the thread. Not from the thread itself.
 
-        Raises HostError, naming the culprit, when a callback does not return within `timeout` seconds.
+        Raises DeadlineError, naming the culprit, when a callback does not return within `timeout` seconds.
         """
         if self.is_home:
             raise InternalError(f"{self} cannot wait for itself")
@@ -142,7 +146,12 @@ class IoThread:
             with self._progress.waiting():
                 self._thread.join(timeout)
             if self._thread.is_alive():
-                raise HostError(f"{self.name} did not stop within {timeout:g} s: it is still in {self._running}")
+                raise DeadlineError(f"{self.name} did not stop within {timeout:g} s: it is still in {self._running}")
+
+    @property
+    def ident(self) -> int | None:
+        """The thread's, once it was started."""
+        return self._thread.ident if self._thread else None
 
     @property
     def is_home(self) -> bool:
@@ -154,6 +163,14 @@ class IoThread:
         it is started any thread may do its work."""
         if self._thread is not None and not self.is_home:
             self._kit.away_from_home(f"work of {self.name}", self.name)
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for this thread, and the callback it is in."""
+        running = self._running
+        self._progress.tell(sighting)
+        sighting.hold(self.ident, self._progress.name, f"it is in {running}" if running else "it is between callbacks")
+        if running and not self._may_block:
+            sighting.stay(self.ident, f"in the callback {running}", self._callbacks)
 
     def statistics(self) -> IoStatistics:
         return IoStatistics(self._turns, self._callbacks, self._busy_ns, self._longest_ns, self._longest, self._running)

@@ -9,9 +9,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
-from vmm.errors import HostError, InternalError
+from vmm.errors import DeadlineError, InternalError
 from vmm.fabric.threads import name_os_thread
 from vmm.locks import PLAIN, Kit, Thread
+from vmm.waitfor import Sighting
 
 
 class Posts(Protocol):
@@ -46,7 +47,7 @@ class Workers:
         self._lock = threading.Lock()
         self._threads: list[Thread] = []
         self._stopped = False
-        self._running: dict[str, tuple[str, float]] = {}
+        self._running: dict[int, tuple[str, str, float]] = {}  # thread ident -> its name, the call, since when (s)
         self._done = 0
 
     def __repr__(self) -> str:
@@ -68,7 +69,7 @@ class Workers:
     def stop(self, timeout: float = 10.0) -> None:
         """Finish what was submitted and end the threads; their completions are posted, not awaited.
 
-        Raises HostError, naming the culprits, when calls do not return within `timeout` seconds.
+        Raises DeadlineError, naming the culprits, when calls do not return within `timeout` seconds.
         """
         with self._lock:
             self._stopped = True
@@ -81,27 +82,42 @@ class Workers:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
             stuck = ", ".join(f"{what} for {s:.1f} s" for what, s in self.statistics().running.items())
-            raise HostError(f"{self.name} did not stop within {timeout:g} s: {stuck or 'threads are still ending'}")
+            raise DeadlineError(f"{self.name} did not stop within {timeout:g} s: {stuck or 'threads are still ending'}")
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for the pool, and the calls its threads are in. Calls may take long: that is what it is for."""
+        self._progress.tell(sighting)
+        now = time.monotonic()
+        with self._lock:
+            running = list(self._running.items())
+        for ident, (_, what, since) in running:
+            sighting.hold(ident, self._progress.name, f"it is in {what} for {now - since:.1f} s")
+
+    def busy(self) -> list[int]:
+        """The threads that are in a call."""
+        with self._lock:
+            return list(self._running)
 
     def statistics(self) -> WorkerStatistics:
         now = time.monotonic()
         with self._lock:
-            running = {f"{thread} in {what}": now - since for thread, (what, since) in self._running.items()}
+            running = {f"{thread} in {what}": now - since for thread, what, since in self._running.values()}
             return WorkerStatistics(self._done, self._jobs.qsize(), running)
 
     def _main(self, name: str) -> None:
         name_os_thread(name)
+        ident = threading.get_ident()
         while (job := self._jobs.get()) is not None:
             function, arguments, done, home = job
             with self._lock:
-                self._running[name] = (getattr(function, "__qualname__", repr(function)), time.monotonic())
+                self._running[ident] = (name, getattr(function, "__qualname__", repr(function)), time.monotonic())
             try:
                 with self._progress.serving():
                     result = function(*arguments)
             except BaseException as e:
                 result = e
             with self._lock:
-                del self._running[name]
+                del self._running[ident]
                 self._done += 1
             home.call_soon(done, result)
             del job, function, arguments, done, home, result

@@ -80,6 +80,10 @@ class Config:
     """Measure locks and harts: `Machine.lock_statistics`."""
     trace: Path | None = None
     """A file for the timeline of all threads (`vmm.timeline`)."""
+    watchdog: float = 0.0
+    """Seconds without progress after which a hang is reported; 0 for no watchdog."""
+    hang_report: str = ""
+    """The file for reports of hangs; empty for standard error."""
     no_reboot: bool = False
     trace_exits: str = ""
     trace_exec: str = ""

@@ -14,6 +14,7 @@ from vmm.locks import Locking
 from vmm.machine.boot import Entry
 from vmm.machine.lifecycle import Outcome
 from vmm.machine.sbi import Answer, HartControl
+from vmm.waitfor import Sighting
 
 
 @dataclass(frozen=True)
@@ -63,7 +64,7 @@ class Harts(HartControl, Protocol):
         ...
 
     def pause(self, timeout: float) -> None:
-        """Returns when no thread is in guest code or in a device. Raises HostError, naming who does not get there."""
+        """Returns when no thread is in guest code or in a device. Raises DeadlineError, naming who is still there."""
         ...
 
     def resume(self) -> None:
@@ -71,7 +72,19 @@ class Harts(HartControl, Protocol):
         ...
 
     def stop(self, timeout: float) -> None:
-        """The threads end, paused or not. Raises HostError, naming who does not."""
+        """The threads end, paused or not. Raises DeadlineError, naming who does not."""
+        ...
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for harts and what these are doing. Any thread, and waits for nobody."""
+        ...
+
+    def standing(self) -> list[str]:
+        """Each hart's privilege and pc and what it is doing, as text for a report. As `tell`."""
+        ...
+
+    def interrupts(self) -> list[str]:
+        """What interrupts are pending and when timers are due, as text for a report. As `tell`."""
         ...
 
     def statistics(self) -> dict[str, object]:

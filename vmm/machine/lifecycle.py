@@ -16,9 +16,10 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-from vmm.errors import ConfigError, HostError, VmmError
+from vmm.errors import ConfigError, DeadlineError, HostError, VmmError
 from vmm.fabric.threads import name_os_thread
 from vmm.locks import PLAIN, Kit, Thread
+from vmm.waitfor import Sighting
 
 T = TypeVar("T")
 
@@ -77,6 +78,7 @@ TABLE = (
     Row(State.PAUSED, Request.UNPLUG, None, State.PAUSED, "a device leaves the bus; no hart can reach it"),
 )
 
+_UNDER_WAY = {row.via for row in TABLE}
 _ROWS = {(row.state, row.request): row for row in TABLE}
 
 
@@ -148,11 +150,16 @@ class Lifecycle:
         self._outcome: Outcome | None = None
         self._posted: deque[Ticket] = deque()
         self._transitions = 0
+        self._describe: Callable[[str], str] = lambda why: why
         self._thread: Thread | None = None
 
-    def begin(self, actions: Actions) -> None:
-        """Starts the thread. What was posted before waits until now: a machine's parts may post while it is built."""
+    def begin(self, actions: Actions, describe: Callable[[str], str] | None = None) -> None:
+        """Starts the thread. What was posted before waits until now: a machine's parts may post while it is built.
+
+        `describe(why)` tells who waits for whom; it is asked when a transition meets a deadline.
+        """
         self._actions = actions
+        self._describe = describe or self._describe
         self._do: dict[Request, Callable[[State], None]] = {
             Request.START: lambda _: actions.start(),
             Request.PAUSE: lambda _: actions.pause(),
@@ -223,6 +230,14 @@ class Lifecycle:
             with self._transition.waiting():
                 self._thread.join()
 
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for a transition, and the one under way."""
+        state, number, ident = self._state, self._transitions, self._thread.ident if self._thread else None
+        self._transition.tell(sighting)
+        if state in _UNDER_WAY:
+            sighting.hold(ident, self._transition.name, f"it is {state.value}")
+            sighting.stay(ident, state.value, number)
+
     def statistics(self) -> dict[str, object]:
         return {"state": self._state.value, "transitions": self._transitions, "posted": len(self._posted)}
 
@@ -289,6 +304,8 @@ class Lifecycle:
         """A transition failed half way: the machine stops, since no state describes it any more."""
         mine = isinstance(error, (ConfigError, HostError))
         report = str(error) if mine else "".join(traceback.format_exception(error))
+        if isinstance(error, DeadlineError):
+            report = self._described(report)
         if row.request is not Request.STOP:
             self._enter(State.STOPPING)
             try:
@@ -296,6 +313,12 @@ class Lifecycle:
             except Exception as also:
                 report += "".join(traceback.format_exception(also))
         self._enter(State.STOPPED, Outcome(Reason.FAILED, report=report))
+
+    def _described(self, report: str) -> str:
+        try:
+            return self._describe(report)
+        except Exception:  # who waits for this thread gets an answer whatever happens
+            return report + "\n" + traceback.format_exc()
 
     def _enter(self, state: State, outcome: Outcome | None = None) -> None:
         with self._changed:

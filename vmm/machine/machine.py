@@ -24,11 +24,13 @@ from vmm.host.terminal import Command
 from vmm.host.transcript import Transcript
 from vmm.locks import PLAIN, Kit, Locking
 from vmm.machine.config import Config, Console, Pluggable
+from vmm.machine.hangs import MachineView
 from vmm.machine.harts import Make
 from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
 from vmm.machine.slots import DEADLINE_S
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board
+from vmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
     from vmm.timeline import Timeline
@@ -106,7 +108,11 @@ class Machine:
                 self.timeline.begin()
             stack.pop_all()
         self.serial = Serial(self._board.serial, self._board.transcript)
-        self._lifecycle.begin(self._board)
+        view = MachineView(self.locking, self._lifecycle, self._board)
+        self._watchdog = Watchdog(view, config.watchdog, self._board.report_hang, kit=self.locking.kit)
+        self._lifecycle.begin(self._board, self._watchdog.report)
+        if config.watchdog:
+            self._watchdog.start()
 
     # imports are in these two, since a plain run has no use for what they make
 
@@ -162,8 +168,17 @@ class Machine:
         """Ends the run, if it has not ended yet, and waits until everything is given back."""
         self._lifecycle.do(Request.STOP, outcome)
         self._lifecycle.join()
+        self._watchdog.stop()
         if self.timeline:
             self.timeline.close()
+
+    def hang_report(self, why: str) -> str:
+        """Who waits for whom, harts, interrupts, I/O and all stacks, now. Any thread; it stops nobody."""
+        return self._watchdog.report(why)
+
+    def write_hang_report(self, why: str) -> None:
+        """The same to where the configuration wants reports."""
+        self._watchdog.write_report(why)
 
     def plug(self, what: Pluggable, slot: int | None = None) -> int:
         """Puts a device into a virtio slot, the first empty one unless told; returns the slot. Also while the guest

@@ -33,7 +33,7 @@ from vmm.devices.virtio.console import VirtioConsole
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.devices.virtio.mmio import EmptySlot, VirtioMmio
 from vmm.devices.virtio.rng import VirtioRng
-from vmm.errors import ConfigError, HostError
+from vmm.errors import ConfigError, DeadlineError, HostError
 from vmm.fabric.bus import Bus
 from vmm.fabric.clock import Clock
 from vmm.fabric.dma import Dma
@@ -48,6 +48,7 @@ from vmm.locks import Locking
 from vmm.machine.config import Balloon, Console, Drive, Pluggable, Rng
 from vmm.machine.fdt import Window
 from vmm.machine.lifecycle import LifecycleError
+from vmm.waitfor import Sighting
 
 DEADLINE_S: Final = 10.0
 """How long harts, devices and threads may take to come to rest before the one that does not is reported."""
@@ -173,6 +174,27 @@ class Slots:
             holds = [slot.holds for slot in self._slots if slot.state in states and slot.holds]
         return [plugged.device for plugged in holds if plugged.device]
 
+    def homes(self) -> list[IoThread]:
+        """The threads that devices have for themselves."""
+        with self._changed:
+            parts = [slot.holds.part for slot in self._slots if slot.holds]
+        return [part.home for part in parts if part and part.home is not self._io]
+
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits for devices to leave, and for their copies in flight. A worker is not told apart by device: any
+        busy one may be it."""
+        self._departure.tell(sighting)
+        homes = [self._io, *self.homes()]
+        for device in self.devices(*SlotState):
+            flight = device.in_flight
+            flight.tell(sighting)
+            if flight.count:
+                for ident in self._workers.busy():
+                    sighting.hold(ident, flight.thing, "it may be doing them")
+                for home in homes:
+                    if running := home.statistics().running:
+                        sighting.hold(home.ident, flight.thing, f"it may be doing them in {running}")
+
     def statistics(self) -> dict[str, Any]:
         with self._changed:
             holds = [slot.holds for slot in self._slots if slot.holds]
@@ -274,7 +296,7 @@ class Slots:
             stack.callback(disk.close)
             home = self._io
             if self._locking.policy == "device":
-                home = io_thread(f"{name}-io", on_error=self._failed, kit=self._locking.kit)
+                home = io_thread(f"{name}-io", on_error=self._failed, kit=self._locking.kit, may_block=True)
                 home.start()
                 stack.callback(home.stop, DEADLINE_S)
             closing = stack.pop_all()
@@ -314,13 +336,13 @@ class Slots:
     def wait(self, plugged: Plugged, timeout: float) -> None:
         """Until all that an unplugged device needed is given back.
 
-        Raises HostError after `timeout` seconds, naming it (it is given back later, or never); and if its files or
+        Raises DeadlineError after `timeout` seconds, naming it (it is given back later, or never); and if its files or
         thread could not be given back.
         """
         with self._departure.waiting(), self._changed:
             in_time = self._changed.wait_for(lambda: plugged.released, timeout)
         if not in_time:
-            raise HostError(
+            raise DeadlineError(
                 f"{plugged.name} is unplugged, but still in use after {timeout:g} s: it waits for {plugged.waits_for}"
             )
         if plugged.error is not None:

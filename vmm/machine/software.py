@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from vmm.errors import HostError
+from vmm.errors import DeadlineError
 from vmm.fabric.irq import Wire
 from vmm.machine import virt
 from vmm.machine.boot import Entry
@@ -13,6 +13,7 @@ from vmm.machine.lifecycle import Outcome, Reason
 from vmm.machine.sbi import Park, Return, Suspend
 from vmm.vcpu.software import SoftwareBackend
 from vmm.vcpu.thread import Gate, VcpuThread
+from vmm.waitfor import Sighting
 
 _A0, _A1 = 10, 11
 _WORD = (1 << 64) - 1
@@ -79,9 +80,18 @@ class SoftwareHarts:
 
     def stop(self, timeout: float) -> None:
         self._gate.end()
-        stuck = [thread.name for thread in self._threads if not thread.join(timeout)]
+        stuck = [f"{thread.name} {thread.doing()}" for thread in self._threads if not thread.join(timeout)]
         if stuck:
-            raise HostError(f"{', '.join(stuck)}: did not end within {timeout:g} s")
+            raise DeadlineError(f"VCPUs did not end within {timeout:g} s: {'; '.join(stuck)}")
+
+    def tell(self, sighting: Sighting) -> None:
+        self._gate.tell(sighting)
+
+    def standing(self) -> list[str]:
+        return [thread.standing() for thread in self._threads]
+
+    def interrupts(self) -> list[str]:
+        return self._backend.interrupts()
 
     def statistics(self) -> dict[str, object]:
         return {thread.name: {**thread.vcpu.statistics(), "exits": sum(thread.exits)} for thread in self._threads}

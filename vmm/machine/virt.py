@@ -22,7 +22,7 @@ from vmm.devices.virtio.device import VirtioDevice
 from vmm.errors import ConfigError, HostError
 from vmm.fabric.bus import Bus
 from vmm.fabric.clock import Clock
-from vmm.fabric.iothread import io_thread
+from vmm.fabric.iothread import IoThread, io_thread
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Workers
 from vmm.host.chardev import Chardev
@@ -38,6 +38,7 @@ from vmm.machine.harts import Make, Surroundings
 from vmm.machine.lifecycle import Outcome, Reason
 from vmm.machine.sbi import Answer, HartStates, Power, Sbi
 from vmm.machine.slots import DEADLINE_S, Plugged, Slots, SlotState
+from vmm.watchdog import Reports
 
 RAM_BASE = 0x8000_0000
 PLIC_SOURCES = 96
@@ -210,6 +211,7 @@ class Board:
             _open_trace(stack, "--trace-exits", config.trace_exits),
             _open_trace(stack, "--trace-exec", config.trace_exec),
         ]
+        self.report_hang = Reports("--hang-report", config.hang_report)
         self.harts = make_harts(
             Surroundings(
                 count=config.smp,
@@ -318,7 +320,7 @@ class Board:
             return self.slots.unplug(slot)
 
     def stop(self) -> None:
-        """Ends the harts, lets I/O finish, and gives everything back; raises HostError, naming what does not end."""
+        """Ends the harts, lets I/O finish, gives everything back; raises DeadlineError, naming what does not end."""
         with contextlib.ExitStack() as stack:
             # A thread that is still in guest code needs the memory it runs in: then only the terminal is given back.
             stack.callback(self._serial_end.close)
@@ -326,6 +328,11 @@ class Board:
             self.harts.stop(DEADLINE_S)
             stack.pop_all()
         self._closing.close()
+
+    @property
+    def io_threads(self) -> list[IoThread]:
+        """The one of all devices, and those that single devices have."""
+        return [self.io, *self.slots.homes()]
 
     def statistics(self) -> dict[str, Any]:
         return {

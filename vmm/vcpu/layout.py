@@ -50,6 +50,8 @@ POLL_FENCE = 4  # `fence_req` is ahead of `fence_ack`: drop all cached translati
 
 # -- interrupts, bit numbers of mip (priv. spec 3.1.9) ------------------------------------------------------------
 SSI, MSI, STI, MTI, SEI, MEI = 1, 3, 5, 7, 9, 11
+INTERRUPTS = {SSI: "SSI", MSI: "MSI", STI: "STI", MTI: "MTI", SEI: "SEI", MEI: "MEI"}
+NS_PER_TICK = 100  # of mtime: the timebase is 10 MHz
 
 PRV_U, PRV_S, PRV_M = 0, 1, 3
 

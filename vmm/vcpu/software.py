@@ -347,6 +347,33 @@ class SoftwareBackend:
             raise InternalError(f"interrupt source {source} does not exist")
         return PlicWire(self.natives.set_level, self.vcpus[0].address, source)
 
+    def interrupts(self) -> list[str]:
+        """What is pending, as text. Any thread; harts that run change it meanwhile."""
+
+        def sources(name: str) -> str:
+            bits = self.shared[name, 0] | self.shared[name, 1] << 64
+            return " ".join(str(source) for source in range(PLIC_SOURCES) if bits >> source & 1) or "none"
+
+        lines = [f"PLIC sources: level high {sources('plic_level')}; claimed {sources('plic_claimed')}"]
+        for vcpu in self.vcpus:
+            words = vcpu.words
+            pending = words["mip_hw"] | words["mip_sw"]
+            names = [
+                f"{name} {'enabled' if words['mie'] >> bit & 1 else 'masked'}"
+                for bit, name in layout.INTERRUPTS.items()
+                if pending >> bit & 1
+            ]
+            now = self.natives.time(vcpu.address)
+            timers = [
+                f"{name} {(words[name] - now) * layout.NS_PER_TICK / 1e6:+.3f} ms"
+                for name in ("mtimecmp", "stimecmp")
+                if words[name] != _NEVER
+            ]
+            lines.append(
+                f"hart {vcpu.index}: pending {', '.join(names) or 'none'}; timers due in {', '.join(timers) or 'none'}"
+            )
+        return lines
+
     def _code_written(self, gpa: int, length: int) -> None:
         offset = gpa - self.ram.base
         end = offset + length

@@ -12,12 +12,14 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol
 
-from vmm.errors import InternalError
+from vmm.errors import DeadlineError, InternalError
 from vmm.fabric.bus import Bus, BusDoorbell, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread, wait_exactly
 from vmm.locks import PLAIN, Kit
+from vmm.vcpu import layout
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
+from vmm.waitfor import Sighting
 
 # As plain integers: to look up and compare a member of an enumeration costs 80 ns, a tenth of what Python does an exit.
 _MMIO_READ, _MMIO_WRITE, _MMIO_DONE, _MMIO_FAULT = map(int, (Exit.MMIO_READ, Exit.MMIO_WRITE, Mmio.DONE, Mmio.FAULT))
@@ -80,20 +82,28 @@ class Gate:
             self._inside -= 1
             self._changed.notify_all()
 
+    def tell(self, sighting: Sighting) -> None:
+        """Who waits at the gate and for it, and what its VCPUs are doing."""
+        self.arrival.tell(sighting)
+        self.opening.tell(sighting)
+        for thread in self._threads:
+            thread.tell(sighting)
+
     def must_hold(self, thread: VcpuThread) -> bool:
         return bool(self._closers or self._ended or thread.parked)
 
     def close(self, deadline: float = 10.0) -> None:
         """Wait until no VCPU is inside. Not from a VCPU's own thread while it is inside.
 
-        Raises InternalError with the culprits if one does not arrive within `deadline` seconds.
+        Raises DeadlineError with the culprits if one does not arrive within `deadline` seconds.
         """
         with self.arrival.waiting(), self._changed:
             self._closers += 1
             for thread in self._threads:
                 thread.vcpu.kick()
             if not self._changed.wait_for(lambda: not self._inside, deadline):
-                raise InternalError(f"VCPUs did not come to a safepoint in {deadline} s: {self!r}")
+                culprits = "; ".join(f"{t.name} {t.doing()}" for t in self._threads if t.inside)
+                raise DeadlineError(f"VCPUs did not come to a safepoint within {deadline:g} s: {culprits or self}")
 
     def open(self) -> None:
         with self._changed:
@@ -186,6 +196,49 @@ class VcpuThread:
             with self._gate.arrival.waiting():
                 self._thread.join(timeout)
         return not self._thread.is_alive()
+
+    def tell(self, sighting: Sighting) -> None:
+        """What it is doing, for those who wait for it at the gate."""
+        words, ident = self.vcpu.words, self._thread.ident
+        # Counted up to the exit it is in: another exit, or a turn in WFI, is another stay.
+        stay = (*self.exits, words["retired"], words["wfi_count"])
+        if self.inside:
+            doing = self.doing()
+            sighting.hold(ident, self._gate.arrival.name, f"it is {doing}")
+            if self.outside:
+                sighting.stay(ident, doing, stay)
+
+    @property
+    def outside(self) -> bool:
+        """Whether it serves an exit. Any thread may ask, and the answer may be old."""
+        words = self.vcpu.words
+        return self.inside and not (words["in_guest"] or words["waiting"])
+
+    def doing(self) -> str:
+        """What it is doing, in a few words. Any thread may ask, and the answer may be old."""
+        words = self.vcpu.words
+        if self.parked:
+            return "parked"
+        if not self.inside:
+            return "at the gate"
+        if not self.outside:
+            return "in WFI" if words["waiting"] else "in the guest"
+        reason = words["exit_reason"]
+        if reason in (_MMIO_READ, _MMIO_WRITE):
+            address = words["mmio_addr"]
+            window = self._bus.snapshot.find(address)
+            way = "read" if reason == _MMIO_READ else "write"
+            return f"in an exit: {way} of {words['mmio_size']} bytes at {address:#x} ({window.name if window else '-'})"
+        if reason == Exit.SBI:
+            return f"in an exit: SBI call {self.vcpu.x[17]:#x}.{self.vcpu.x[16]}"
+        return f"in an exit: {Exit(reason).name}"
+
+    def standing(self) -> str:
+        """Privilege, pc and what it is doing. In guest code the pc is that of the last exit."""
+        vcpu = self.vcpu
+        mode = {layout.PRV_U: "U", layout.PRV_S: "S", layout.PRV_M: "M"}.get(vcpu.privilege, "?")
+        known = "" if self.outside or not self.inside else " when it last came out"
+        return f"hart {self.index}: {mode}-mode, pc {vcpu.pc:#018x}{known}; {self.name} is {self.doing()}"
 
     def _main(self) -> None:
         name_os_thread(self.name)

@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Final, Literal, Protocol
 
 from vmm.devices.saved import load_state, save_state
 from vmm.devices.virtio.queue import Chain, QueueState, Virtqueue
-from vmm.errors import GuestError, HostError, SnapshotError
+from vmm.errors import DeadlineError, GuestError, HostError, SnapshotError
 from vmm.fabric.dma import Dma
 from vmm.fabric.doorbell import Doorbell, Home
 from vmm.fabric.inflight import InFlight
@@ -377,13 +377,19 @@ class VirtioDevice(Device):
     def quiesce(self, timeout: float) -> None:
         """Take no more work and wait for what is under way, for a pause or a snapshot.
 
-        Raises HostError when that takes longer than `timeout` seconds; the device is quiet then all the same.
+        Raises DeadlineError when that takes longer than `timeout` seconds; the device is quiet then all the same.
         """
         with self._lock:
             self._quiet = True
         if not self._in_flight.wait(timeout):
-            raise HostError(f"{self.name} did not come to rest within {timeout:g} s: {self._in_flight}")
+            raise DeadlineError(f"{self.name} did not come to rest within {timeout:g} s: {self._in_flight}")
         self.deliver()
+
+    @property
+    @lockfree("made with the device")
+    def in_flight(self) -> InFlight:
+        """Its work on guest memory without its lock."""
+        return self._in_flight
 
     @entry
     def deliver(self) -> None:

@@ -13,6 +13,7 @@ from vmm.vcpu.layout import (
     MEI,
     MSI,
     MTI,
+    NS_PER_TICK,
     PAGE,
     POLL_EXIT,
     POLL_IRQ,
@@ -31,7 +32,6 @@ from vmm.vcpu.native.memory import PAGE_MASK, xtlb_index
 
 SIE, MIE, SPIE, MPIE, SPP, MPP = 1 << 1, 1 << 3, 1 << 5, 1 << 7, 1 << 8, 3 << 11
 MPRV = 1 << 17
-NS_PER_TICK = 100  # timebase 10 MHz
 STCE = 1 << 63
 _CLOCK_MONOTONIC = 1
 _SYS_FUTEX, _FUTEX_WAIT_PRIVATE, _FUTEX_WAKE_PRIVATE = 202, 128, 129
