@@ -10,7 +10,7 @@ from pathlib import Path
 from vmm import bql
 from vmm.cli.values import make_drive, parse_drive, parse_size
 from vmm.errors import ConfigError
-from vmm.machine.config import MAX_HARTS
+from vmm.machine.config import JITS, MAX_HARTS
 
 Convert = Callable[[str, object, Path], object]
 """(option as the user wrote it, value, folder that relative paths are meant from) -> value; raises ConfigError."""
@@ -85,6 +85,12 @@ def _regex(option: str, value: object, folder: Path) -> re.Pattern[bytes]:
 def _policy(option: str, value: object, folder: Path) -> str:
     if value not in bql.POLICIES:
         raise ConfigError(f"{option}: {value!r} is not a policy: give one of {', '.join(bql.POLICIES)}")
+    return str(value)
+
+
+def _jit(option: str, value: object, folder: Path) -> str:
+    if value not in JITS:
+        raise ConfigError(f"{option}: {value!r} is not a tier: give one of {', '.join(JITS)}")
     return str(value)
 
 
@@ -163,6 +169,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
             Option("console", "SPEC", _text, "add a virtio console with this other end, as for --serial"),
             Option("rng", "", _switch, "leave out the virtio random number generator", on=True),
             Option("balloon", "", _switch, "add a virtio memory balloon"),
+            Option("jit", "TIER", _jit, "; ".join(f"{name}: {text}" for name, text in JITS.items())),
             Option("svadu", "", _switch, "harts fault instead of setting a page's accessed and dirty bits", on=True),
         ),
     ),

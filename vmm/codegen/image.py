@@ -11,6 +11,7 @@ import json
 import mmap
 import os
 import struct
+import weakref
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ _MAP_32BIT = 0x40
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.mmap.restype = ctypes.c_void_p
 _libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_long]
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.mprotect.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
@@ -39,6 +41,35 @@ class Image:
     def unpack(cls, data: bytes) -> Image:
         (n,) = struct.unpack_from("<I", data)
         return cls(data[4 + n :], json.loads(data[4 : 4 + n]))
+
+
+class CodeMemory:
+    """Room below 2 GiB for code that is placed while other code runs: one memfd that is mapped twice.
+
+    It is executable at `base` and writable at `base + bias`, so no page is ever both. Raises HostError where the host
+    has no such memory.
+    """
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        fd = os.memfd_create("guest-code", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            self._writable = mmap.mmap(fd, size)  # unmapped with the last reference
+            base = _libc.mmap(None, size, mmap.PROT_READ | mmap.PROT_EXEC, mmap.MAP_SHARED | _MAP_32BIT, fd, 0)
+        except OSError as e:
+            raise HostError(f"no memory for translated code: {e.strerror}") from e
+        finally:
+            os.close(fd)
+        if base == _MAP_FAILED or base is None:
+            raise HostError("this host forbids executable mappings of shared memory, or has none left below 2 GiB")
+        weakref.finalize(self, _libc.munmap, base, size)
+        self.base: int = base
+        self.bias: int = ctypes.addressof(ctypes.c_char.from_buffer(self._writable)) - base
+
+    def give_back(self) -> None:
+        """Forget what was placed: its pages cost nothing any more. Nobody may be in it."""
+        self._writable.madvise(mmap.MADV_REMOVE)
 
 
 class LoadedImage:

@@ -503,10 +503,15 @@ class _Else:
 
 
 class Module:
-    """A set of functions compiled together. Constant data is not supported on purpose: images hold code only."""
+    """A set of functions compiled together. Constant data is not supported on purpose: images hold code only.
 
-    def __init__(self, name: str, features: str = "") -> None:
+    In an `open` module what is announced and not defined is another image's, or a hole for a patcher to fill.
+    """
+
+    def __init__(self, name: str, *, open: bool = False) -> None:
         self.name = name
+        self._is_open = open
+        self._holes: dict[str, None] = {}  # in order
         self._functions: dict[str, Function] = {}
         self._protos: dict[str, Prototype] = {}
         self._intrinsics: dict[str, str] = {}
@@ -532,19 +537,28 @@ class Module:
         assert name not in self._assembly
         self._assembly[name] = "\\0A".join(lines)
 
+    def hole(self, f: Function, name: str) -> Val:
+        """A signed number of 32 bits (i64) that whoever places the code puts in: the address of symbol `name`."""
+        self._holes[name] = None
+        return Val(f, "i64", f"ptrtoint (ptr @{name} to i64)")
+
     def declare(self, name: str, ret: str, types: Sequence[str], raw: str) -> None:
         extra = [part.split()[0] for part in raw.split(", ")] if raw else []
         self._intrinsics.setdefault(name, f"declare {ret} @{name}({', '.join([*types, *extra])})")
 
     def text(self) -> str:
-        missing = set(self._protos) - set(self._functions)
-        assert not missing, f"announced but never defined: {sorted(missing)}"
+        missing = [proto for name, proto in self._protos.items() if name not in self._functions]
+        assert self._is_open or not missing, f"announced but never defined: {missing}"
+        others = [f"declare {p.cc} {p.ret} @{p.name}({', '.join(ty for _, ty in p.params)})" for p in missing]
+        # The range tells LLVM that the number fits an instruction's 32 bits, and is extended with its sign.
+        others += [f"@{name} = external hidden global i8, !absolute_symbol !2" for name in self._holes]
         head = [f'source_filename = "{self.name}"', 'target triple = "x86_64-unknown-linux-gnu"']
         tail = [
             'attributes #0 = { nounwind noimplicitfloat strictfp "no-jump-tables"="true" "frame-pointer"="none" }',
             "attributes #1 = { strictfp }",
             '!0 = !{!"branch_weights", i32 2000, i32 1}',
             '!1 = !{!"branch_weights", i32 1, i32 2000}',
+            "!2 = !{i64 -2147483648, i64 2147483648}",
         ]
         bodies = [f.text() for f in self._functions.values()]
         bodies += [
@@ -552,7 +566,9 @@ class Module:
             "  unreachable\n}"
             for name, text in self._assembly.items()
         ]
-        return "\n\n".join(["\n".join(head), *sorted(self._intrinsics.values()), *bodies, "\n".join(tail)]) + "\n"
+        return (
+            "\n\n".join(["\n".join(head), *sorted(self._intrinsics.values()), *others, *bodies, "\n".join(tail)]) + "\n"
+        )
 
 
 def _float_literal(x: float, ty: str) -> str:

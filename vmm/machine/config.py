@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Final, Literal, TypeAlias
 
 from vmm.bql import Policy
 from vmm.errors import ConfigError
@@ -12,6 +14,12 @@ from vmm.errors import ConfigError
 MAX_HARTS = 32
 MIN_MEM = 32 << 20
 VIRTIO_SLOTS = 8
+
+Jit: TypeAlias = Literal["off", "baseline"]
+JITS: Final[Mapping[Jit, str]] = MappingProxyType(
+    {"off": "interpret every instruction", "baseline": "translate warm code to machine code, piece by piece"}
+)
+"""Tiers of the software VCPU, each with those before it."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +82,7 @@ class Config:
     rng: bool = True
     balloon: bool = False
     svadu: bool = True
+    jit: Jit = "baseline"
     locking: Policy = "device"
     check_locks: bool = False
     lock_stat: bool = False

@@ -30,6 +30,9 @@ class Surroundings:
     """Harts start in M-mode and take their own ecalls; otherwise `call` answers those of S-mode."""
 
     svadu: bool
+    jit: bool
+    """Warm code is translated to machine code."""
+
     call: Callable[[int, Sequence[int]], Answer]
     """Answers an ecall from S-mode that the backend does not answer itself: hart, a0 to a7."""
 

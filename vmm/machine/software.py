@@ -33,6 +33,7 @@ class SoftwareHarts:
             plic_base=virt.PLIC.base,
             clint_base=virt.CLINT.base,
             sbi=not around.firmware,
+            jit=around.jit,
         )
         self._gate = Gate(around.locking.kit)
         kind: type[VcpuThread] = VcpuThread

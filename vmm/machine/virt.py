@@ -221,6 +221,7 @@ class Board:
                 locking=self.locking,
                 firmware=self.boot.entry.machine_mode,
                 svadu=config.svadu,
+                jit=config.jit != "off",
                 call=self._call,
                 resumed=self._resumed,
                 ended=self._ended,

@@ -32,9 +32,12 @@ NO_TAG = -1  # equals no page address, whatever alignment bits are compared
 #: One record per halfword of a page: handler address (u32) and four operand bytes.
 RECORD = 8
 RECORDS_HEADER = 64  # in front of a page's records: host address and index of the page
-RECORDS_SIZE = RECORDS_HEADER + (PAGE // 2 + 2) * RECORD + 48  # two closing records; a multiple of 64
+RECORDS_END = (PAGE // 2 + 2) * RECORD + 48  # two closing records; a multiple of 64
+RECORDS_SIZE = RECORDS_HEADER + RECORDS_END + PAGE  # and behind them a u16 each: the number of its handler
+HEAT = 16  # in the header, u32: how often a slice ended in the page, in code that was not translated
+TRANSLATED = 1 << 15  # beside a handler's number: the instruction is part of translated code
 #: Handlers that are no instruction's, first in the table of handler addresses.
-UNDECODED, PAGE_END, RETIRED, ILLEGAL, STRADDLING = range(5)
+UNDECODED, PAGE_END, RETIRED, ILLEGAL, STRADDLING, DISPATCH = range(6)
 HANDLER_TABLE = PAGE  # bytes of the table of handler addresses
 SINK = 32  # where a result for x0 goes
 
@@ -246,8 +249,54 @@ SHARED = Struct(
         # -- ACLINT -----------------------------------------------------------------------------------------------
         ("clint_base", "i64"),
         ("one", "i64"),  # what is written to an eventfd
+        # -- translated code --------------------------------------------------------------------------------------
+        ("jit", "i64"),  # 0: off
+        ("image", "i64"),  # where the handlers' image is
+        ("stencils", "ptr"),
+        ("holes", "ptr"),
+        ("pieces", "ptr"),  # the stencils' bytes
+        ("code_next", "i64"),  # where the next block goes, and where that ends: as executable addresses
+        ("code_end", "i64"),
+        ("code_bias", "i64"),  # what to add to write there
+        ("code_full", "i64"),  # a page found no room
+        ("starts", "ptr"),  # scratch of a translation, under `code_lock`: u32 per halfword, its block's address
+        ("fixups", "ptr"),  # the same: u32 pairs, where a jump is and which halfword it goes to
+        ("translations", "i64"),
+        ("translated", "i64"),  # instructions
     ],
 )
+
+# -- translated code ----------------------------------------------------------------------------------------------
+#: A piece of machine code to be copied (native/stencils.py), one for each handler and a few more.
+STENCIL = Struct(
+    "stencil",
+    [
+        ("code", "i32"),  # where it is in the table's bytes
+        ("size", "i16"),
+        ("own", "i16"),  # number of the handler that does the instruction alone (a fused pair's: its first half)
+        ("holes", "i32"),  # index of the first
+        ("hole_count", "i16"),
+        ("length", "i8"),  # of the instruction
+        ("flags", "i8"),  # PLACED, ENDS, NEAR, WIDE_IMM
+    ],
+    align=4,
+)
+PLACED, ENDS, NEAR, WIDE_IMM = 1, 2, 4, 8  # may be in a block; ends it; has a target in its page; of 24 bits
+HOLE = Struct(
+    "hole",
+    [
+        ("addend", "i32"),
+        ("at", "i16"),  # byte offset in the piece
+        ("fill", "i8"),  # what goes in
+        ("size", "i8"),  # bytes
+        ("low", "i8"),
+        ("width", "i8"),
+        ("signed", "i8"),
+        ("scale", "i8"),
+    ],
+    align=4,
+)
+BLOCK = 64  # instructions of a translated block, at most
 
 #: A VCPU thread's signal stack, aligned to its size; its first words are this mark and the hart's address.
 SIGNAL_STACK = 64 << 10

@@ -19,7 +19,7 @@ from typing import Any
 
 from vmm import codegen, isa
 from vmm.codegen.cache import cached_image, source_key
-from vmm.codegen.image import Image, LoadedImage
+from vmm.codegen.image import CodeMemory, Image, LoadedImage
 from vmm.errors import ConfigError, HostError, InternalError
 from vmm.fabric.bus import BusDoorbell
 from vmm.fabric.clock import Clock
@@ -28,7 +28,8 @@ from vmm.isa.csr import NUMBERS, PMP_ENTRIES
 from vmm.vcpu import layout, native
 from vmm.vcpu.layout import HART, MAX_DOORBELLS, MAX_HARTS, PLIC_SOURCES, POLL_EXIT, SHARED, Exit, Mmio, Words
 
-ARENA = 96 << 20  # bytes of address space for pre-decoded pages: about 5800 pages of guest code
+ARENA = 96 << 20  # bytes of address space for pre-decoded pages: about 4700 pages of guest code
+CODE = 32 << 20  # the same for translated code
 UNLIMITED = 1 << 62
 _FATAL = (signal.SIGSEGV, signal.SIGBUS, signal.SIGILL, signal.SIGFPE)
 _SA_SIGINFO, _SA_ONSTACK = 4, 0x0800_0000
@@ -53,6 +54,19 @@ def _build() -> Image:
 def native_code() -> LoadedImage:
     """The native code, generated on this user's first run and cached (see `vmm.codegen.cache`)."""
     return LoadedImage(cached_image("vcpu", source_key(_sources()), _build))
+
+
+def _build_stencils() -> Image:
+    from vmm.vcpu.native.stencils import table
+
+    return table(native_code().symbols)
+
+
+@cache
+def stencil_table() -> tuple[ctypes.Array[ctypes.c_char], dict[str, int]]:
+    """What the baseline translator makes code of, and what begins where in it; made and cached as the native code is."""
+    image = cached_image("stencils", source_key(_sources()), _build_stencils)
+    return ctypes.create_string_buffer(image.code, len(image.code)), image.symbols
 
 
 class Natives:
@@ -300,7 +314,18 @@ class SoftwareVcpu:
 class SoftwareBackend:
     """All harts of a machine, their interrupt controllers, and the code they have in common."""
 
-    def __init__(self, ram: Ram, clock: Clock, harts: int, *, plic_base: int, clint_base: int, sbi: bool) -> None:
+    def __init__(
+        self,
+        ram: Ram,
+        clock: Clock,
+        harts: int,
+        *,
+        plic_base: int,
+        clint_base: int,
+        sbi: bool,
+        jit: bool = False,
+    ) -> None:
+        """With `jit`, warm code is translated; raises HostError where the host has no memory for that."""
         if not 1 <= harts <= MAX_HARTS:
             raise ConfigError(f"--smp {harts}: give 1 to {MAX_HARTS} harts")
         self.image = native_code()
@@ -329,11 +354,27 @@ class SoftwareBackend:
         shared["plic_base"], shared["clint_base"] = plic_base, clint_base
         shared["one"] = 1
         shared["nharts"] = harts
+        self._code = self._translator() if jit else None
         self._reset_arena()
         self.vcpus: Sequence[SoftwareVcpu] = [SoftwareVcpu(self, i) for i in range(harts)]
         for vcpu in self.vcpus:
             shared["hart", vcpu.index] = vcpu.address
         ram.on_code_written = self._code_written
+
+    def _translator(self) -> CodeMemory:
+        code = CodeMemory(CODE)
+        shared = self.shared
+        table, begins = stencil_table()
+        self._stencils = table
+        for name, at in begins.items():
+            shared[name] = ctypes.addressof(table) + at
+        self._scratch = _private(layout.PAGE * 8)
+        shared["starts"] = _address(self._scratch)
+        shared["fixups"] = _address(self._scratch) + layout.PAGE * 4
+        shared["image"] = self.image.base
+        shared["code_bias"] = code.bias
+        shared["jit"] = 1
+        return code
 
     def _handler_table(self) -> mmap.mmap:
         table = _private(layout.HANDLER_TABLE)
@@ -386,6 +427,10 @@ class SoftwareBackend:
         start = _address(self._arena)
         self.shared["arena_next"] = (start + 63) & ~63
         self.shared["arena_end"] = start + ARENA
+        if self._code:
+            self.shared["code_next"] = self._code.base
+            self.shared["code_end"] = self._code.base + self._code.size
+            self.shared["code_full"] = 0
 
     def forget_code(self) -> None:
         """Throw all pre-decoded code away. No hart may be in guest code."""
@@ -396,6 +441,8 @@ class SoftwareBackend:
         for table in (self._code_pages, self._code_masks):
             table.madvise(mmap.MADV_DONTNEED)
         self._arena.madvise(mmap.MADV_DONTNEED)
+        if self._code:
+            self._code.give_back()
         flags = self.ram.page_flags
         for page, flag in enumerate(bytes(flags)):
             if flag & layout.PAGE_CODE:

@@ -135,8 +135,12 @@ class Native:
         "hart_in": ("i1", ("i64", "i64", "i64")),
         # decoder.py
         "decode": ("i64", ("i64", "i64", "i64")),
-        "commit": ("void", ("ptr", "i64", "i64")),
+        "commit": ("void", ("ptr", "i64", "i64", "i64")),
         "fuse": ("i64", ("ptr", "i64", "i64")),
+        # translator.py
+        "warm": ("void", ("i64",)),
+        "translate_page": ("void", ("ptr",)),
+        "place": ("i64", ("ptr", "ptr", "i64", "i64", "i64", "i64")),
     }
 
     #: Continuations: where a handler can go other than to the next record.
@@ -145,8 +149,9 @@ class Native:
         *("trapped", "fault", "leave", "slice_end", "sleep"),
     )
 
-    def __init__(self) -> None:
-        self.m = Module("vmm-software-vcpu")
+    def __init__(self, name: str = "vmm-software-vcpu", *, open: bool = False) -> None:
+        """An `open` one may refer to functions that it does not define."""
+        self.m = Module(name, open=open)
         self.protos: dict[str, Prototype] = {
             name: self.m.proto(name, ret, [("st", "ptr"), *((f"a{i}", ty) for i, ty in enumerate(params))])
             for name, (ret, params) in self.PLAIN.items()

@@ -20,6 +20,7 @@ from vmm.vcpu.layout import (
     PAGE,
     PAGE_END,
     RECORD,
+    RECORDS_END,
     RECORDS_HEADER,
     SINK,
     STRADDLING,
@@ -29,7 +30,7 @@ from vmm.vcpu.layout import (
 from vmm.vcpu.native.abi import Native, shared_of
 
 #: Handlers that are no instruction's, in the order of their numbers in `layout`.
-_SPECIAL = ("undecoded", "page_end", "retired", "illegal", "straddling")
+_SPECIAL = ("undecoded", "page_end", "retired", "illegal", "straddling", "dispatch")
 
 
 @dataclass(frozen=True, slots=True)
@@ -194,12 +195,19 @@ def _decode(native: Native) -> None:
     f.at(illegal)
     result(f.const(0), f.const(ILLEGAL))
 
-    # (st, record, number of its handler, operands): if it is still undecoded
-    f, st, (record, number, operands) = native.plain("commit")
+    # (st, record, its byte offset in the page, number of its handler, operands): if it is still undecoded
+    f, st, (record, offset, number, operands) = native.plain("commit")
     table = shared_of(st).get("handlers")
     undecoded = f.load("i32", table, 4 * UNDECODED).zext()
-    f.cmpxchg(record, undecoded, (operands << 32) | f.load("i32", table, number << 2).zext())
+    _, done = f.cmpxchg(record, undecoded, (operands << 32) | f.load("i32", table, number << 2).zext())
+    with f.if_(done):
+        f.store(number.trunc("i16"), number_of(record, offset), order="release")
     f.ret()
+
+
+def number_of(record: Val, offset: Val) -> Val:
+    """Where the handler's number of the record of byte `offset` is: a u16 a halfword, behind the page's records."""
+    return record.offset(-(offset << 2) + offset).offset(RECORDS_END)
 
 
 def fetch(native: Native, st: Ref, record: Val, offset: Val, at: Val) -> Val:
@@ -225,10 +233,14 @@ def _special(native: Native) -> None:
     offset = pc & (PAGE - 1)
     word = fetch(native, st, h.ip, offset, offset)
     with f.if_(offset.eq(PAGE - 2) & (word & 3).eq(3)):
-        h.call("commit", h.ip, STRADDLING, 0)
+        h.call("commit", h.ip, offset, STRADDLING, 0)
         h.dispatch(h.ip, h.n)
     decoded = h.call("decode", word, offset, 0)
-    h.call("commit", h.ip, h.call("fuse", h.ip, offset, decoded), decoded >> 32)
+    h.call("commit", h.ip, offset, h.call("fuse", h.ip, offset, decoded), decoded >> 32)
+    h.dispatch(h.ip, h.n)
+
+    # Whatever the record says: for jumps of translated code to what is not translated.
+    h = native.frame("h_dispatch")
     h.dispatch(h.ip, h.n)
 
     # Behind the last record of a page: on to the next page.

@@ -96,7 +96,7 @@ def define(native: Native) -> None:
             f.at(target)
             for pair, variant in cases[number]:
                 with f.if_(_fits(pair, decoded >> 32, operands)):
-                    native.call(st, "commit", its_record, number, operands)
+                    native.call(st, "commit", its_record, behind, number, operands)
                     # Another hart may have been first, with other bytes: the pair must run on what its record says.
                     same = f.load("i32", its_record, 4, order="acquire").zext().eq(operands)
                     f.ret(f.select(same, f.const(_NUMBER[pair.name(variant)]), first))

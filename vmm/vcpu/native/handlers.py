@@ -41,11 +41,6 @@ def define(native: Native) -> None:
             assert twin is not None
             h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
             continue
-        if insn.flags & Flag.FP:
-            assert twin is not None
-            with h.f.if_(h.st.get("fp_fast").eq(0), likely=False):
-                h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
-            h.st.set("mstatus", h.st.get("mstatus") | FS)
         Interpreted(h, insn, length, n, variant, twin).run()
     for pair, variant in FUSED:
         _fused(native, twins, pair, variant)
@@ -61,10 +56,8 @@ class _Twins:
 
     def of(self, insn: Instruction, length: int) -> Prototype | None:
         """The same instruction, already counted, over the functions that can fail; None if it cannot."""
-        if not insn.flags & (_MEMORY | Flag.FP):
-            return None
-        name = handler_name(insn, length, Variant()).replace("h_", "s_", 1)
-        if name not in self._made:
+        name = twin_name(insn, length)
+        if name and name not in self._made:
             h = self._native.frame(name)
             self._made[name] = h.f.proto
             c = Slow(h, insn, length, h.n, Variant(), twin=None)
@@ -72,7 +65,13 @@ class _Twins:
                 c.run_fp()
             else:
                 c.run()
-        return self._made[name]
+        return self._made.get(name)
+
+
+def twin_name(insn: Instruction, length: int) -> str:
+    """Of the slow twin; empty if there is none."""
+    cannot_fail = not insn.flags & (_MEMORY | Flag.FP)
+    return "" if cannot_fail else handler_name(insn, length, Variant()).replace("h_", "s_", 1)
 
 
 def _fused(native: Native, twins: _Twins, pair: Pair, variant: Variant) -> None:
@@ -113,7 +112,7 @@ class Interpreted:
         self.f = h.f
         self.insn = insn
         self.length = length
-        self.n = n
+        self._n = n
         self.variant = variant
         self.twin = twin
         self.known: dict[str, Val] = {}  # operands that need not be read
@@ -122,16 +121,29 @@ class Interpreted:
 
     # -- the frame of one instruction -----------------------------------------------------------------------------
 
+    @property
+    def n(self) -> Val:
+        """Instructions left in the slice, behind this one."""
+        return self._n
+
     def run(self) -> None:
         """Semantics, result, and on to wherever control goes next."""
+        if self.insn.flags & Flag.FP:
+            with self.f.if_(self.h.st.get("fp_fast").eq(0), likely=False):
+                self._go_to_twin()
+            self.h.st.set("mstatus", self.h.st.get("mstatus") | FS)
         self.compute()
         self._leave()
+
+    def _go_to_twin(self) -> None:
+        assert self.twin is not None
+        self.f.tail(self.twin, self.h.st.ptr, self.h.ip, self.n, self.h.tlb)
 
     def compute(self) -> Val | None:
         """Semantics and result, which is also returned."""
         result = self.insn.semantics(self)
         if result is not None:
-            self.h.f.store(result, self._register(self._slot("rd")))
+            self.h.f.store(result, self._register("x", "rd"))
         return result
 
     def _leave(self) -> None:
@@ -180,15 +192,16 @@ class Interpreted:
         byte = self.f.load("i8", self.h.ip, 4 + slot.low // 8).zext()
         return byte if slot.width == 8 else byte.field(slot.low % 8 + slot.width - 1, slot.low % 8)
 
-    def _register(self, number: Val) -> Val:
-        return self.h.st.addr("x", number)
+    def _register(self, bank: str, operand: str) -> Val:
+        """Where the register that the operand names is: `bank` is x or f."""
+        return self.h.st.addr(bank, self._slot(operand))
 
     def _read(self, operand: str) -> Val:
         if operand in self.variant.zero:
             return self.f.const(0)
         if operand in self.known:
             return self.known[operand]
-        return self.f.load("i64", self._register(self._slot(operand)))
+        return self.f.load("i64", self._register("x", operand))
 
     @property
     def rs1(self) -> Val:
@@ -237,8 +250,7 @@ class Interpreted:
         entry = self.h.tlb.offset(tlb_index(addr))
         tag = f.load("i64", entry, tag_at, order="monotonic")
         with f.if_((addr & (PAGE_MASK | (size - 1))).ne(tag), likely=False):
-            assert self.twin is not None
-            f.tail(self.twin, self.h.st.ptr, self.h.ip, self.n, self.h.tlb)
+            self._go_to_twin()
         return (addr + f.load("i64", entry, ADDEND)).to_ptr()
 
     def load(self, addr: Val, size: int, signed: bool) -> Val:
@@ -297,10 +309,10 @@ class Interpreted:
     # -- floating point -------------------------------------------------------------------------------------------
 
     def freg(self, n: int) -> Val:
-        return self.h.st.get("f", self._slot(f"rs{n}"))
+        return self.f.load("i64", self._register("f", f"rs{n}"))
 
     def set_freg(self, raw: Val) -> None:
-        self.h.st.set("f", raw, self._slot("rd"))
+        self.f.store(raw, self._register("f", "rd"))
 
     def raise_flags(self, bits: Val | int) -> None:
         st = self.h.st
@@ -326,7 +338,7 @@ class Interpreted:
         self._illegal_if(st.get("fault").ne(0))
         effect = st.get("resync")
         with f.if_(effect.ne(0)):
-            f.store(old, self._register(self._slot("rd")))
+            f.store(old, self._register("x", "rd"))
             st.set("resync", 0)
             with f.if_(effect.eq(IRQ_STATE)):
                 h.go("interrupts", self.next_pc, self.n)
@@ -447,7 +459,7 @@ class Slow(Interpreted):
         st.set("mstatus", st.get("mstatus") | FS)
         result = self.insn.semantics(self)
         if result is not None:
-            f.store(result, self._register(self._slot("rd")))
+            f.store(result, self._register("x", "rd"))
         if self.insn.flags & Flag.ROUNDS:
             h.call("fp_refresh")
         self._leave()

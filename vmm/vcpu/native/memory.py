@@ -18,6 +18,7 @@ from vmm.vcpu.layout import (
     EXEC,
     FAULT_EXIT,
     HART,
+    HEAT,
     MODE_BARE,
     MODE_S,
     MODE_S_SUM,
@@ -32,6 +33,7 @@ from vmm.vcpu.layout import (
     PRV_S,
     READ,
     RECORD,
+    RECORDS_END,
     RECORDS_HEADER,
     RECORDS_SIZE,
     RETIRED,
@@ -410,6 +412,7 @@ def _code_pages(native: Native) -> None:
     header = fresh.to_ptr()
     f.store(shared.get("ram_host") + (page << 12), header, 0)
     f.store(page, header, 8)
+    f.store(f.const(0), header, HEAT)
     records = header.offset(RECORDS_HEADER)
     undecoded = f.load("i32", shared.get("handlers"), 4 * UNDECODED).zext()
     page_end = f.load("i32", shared.get("handlers"), 4 * PAGE_END).zext()
@@ -417,6 +420,8 @@ def _code_pages(native: Native) -> None:
         f.store(undecoded, records.offset(i * RECORD))
     for behind in (PAGE // 2, PAGE // 2 + 1):
         f.store(page_end, records, behind * RECORD)
+    with f.for_range(PAGE // 8) as i:
+        f.store(f.const(UNDECODED), records.offset(RECORDS_END).offset(i << 3))
     # Two harts may race to make the page: the loser's memory is lost until the arena is reset, a few times a boot.
     found, done = f.cmpxchg(slot, f.const(0), records.to_int())
     with f.if_(done ^ 1):

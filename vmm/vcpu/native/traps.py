@@ -363,6 +363,11 @@ def _continuations(native: Native) -> None:
     h = native.frame("go_slice_end")
     f, st, pc = h.f, h.st, h.pc_arg
     h.call("settle", 0)
+    with f.if_(h.shared().get("jit").ne(0)):
+        h.call("warm", pc)
+        with f.if_(h.shared().get("code_full", order="monotonic").ne(0)):
+            st.set("exit_reason", Exit.CODE_FULL)
+            h.go("leave", pc, f.const(0))
     with f.if_(st.get("budget").eq(0)):
         st.set("exit_reason", Exit.BUDGET)
         h.go("leave", pc, f.const(0))
