@@ -403,12 +403,9 @@ class Function:
             return Val(self, "void", "")
         return self.emit(ret, text)
 
-    def tail(self, target: Prototype | Val, *args: Val | int, types: Sequence[str] = (), cc: str = "") -> None:
+    def tail(self, target: Prototype | Val, *args: Val | int, types: Sequence[str], cc: str) -> None:
         """`musttail` call and return: control never comes back here."""
-        if isinstance(target, Prototype):
-            where, cc, types = f"@{target.name}", target.cc, [t for _, t in target.params]
-        else:
-            where = target.ref
+        where = f"@{target.name}" if isinstance(target, Prototype) else target.ref
         self.line(f"musttail call {cc} void {where}({self._actuals(types, args)})")
         self._end("ret void")
 

@@ -277,11 +277,15 @@ STENCIL = Struct(
         ("holes", "i32"),  # index of the first
         ("hole_count", "i16"),
         ("length", "i8"),  # of the instruction
-        ("flags", "i8"),  # PLACED, ENDS, NEAR, WIDE_IMM
+        ("flags", "i8"),  # PLACED ...
+        ("variants", "i16"),  # row of the first that takes an operand from the instruction before; 0: there is none
+        ("reads", "i8", 2),  # of each variant, where its operand's number is: a bit of the record's operand bytes
     ],
     align=4,
 )
 PLACED, ENDS, NEAR, WIDE_IMM = 1, 2, 4, 8  # may be in a block; ends it; has a target in its page; of 24 bits
+WRITES = 16  # has an integer result, which its first operand byte names
+NO_READ = 32  # in `reads`: no such variant; beyond the operand bytes
 HOLE = Struct(
     "hole",
     [

@@ -64,7 +64,7 @@ def _build_stencils() -> Image:
 
 @cache
 def stencil_table() -> tuple[ctypes.Array[ctypes.c_char], dict[str, int]]:
-    """What the baseline translator makes code of, and what begins where in it; made and cached as the native code is."""
+    """What the baseline translator makes code of, and what begins where in it; made and cached like the native code."""
     image = cached_image("stencils", source_key(_sources()), _build_stencils)
     return ctypes.create_string_buffer(image.code, len(image.code)), image.symbols
 

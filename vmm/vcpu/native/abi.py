@@ -22,7 +22,6 @@ from vmm.vcpu.layout import HART, RECORD, SHARED
 
 HANDLER_CC = "preserve_nonecc"
 HANDLER_PARAMS = (("st", "ptr"), ("ip", "ptr"), ("n", "i64"), ("tlb", "ptr"))
-HANDLER_TYPES = [ty for _, ty in HANDLER_PARAMS]
 
 
 class Frame:
@@ -30,8 +29,8 @@ class Frame:
 
     def __init__(self, native: Native, name: str) -> None:
         self.native = native
-        self.f = native.m.function(name, "void", HANDLER_PARAMS, cc=HANDLER_CC)
-        st, self.ip, self.n, self.tlb = self.f.args
+        self.f = native.m.function(name, "void", native.params, cc=HANDLER_CC)
+        st, self.ip, self.n, self.tlb, *self.more = self.f.args
         self.st = HART.bind(st)
 
     @property
@@ -59,8 +58,7 @@ class Frame:
 
     def dispatch(self, ip: Val, n: Val) -> None:
         """Continue with the record at `ip`."""
-        handler = self.f.load("i32", ip, align=4).zext().to_ptr()
-        self.f.tail(handler, self.st.ptr, ip, n, self.tlb, types=HANDLER_TYPES, cc=HANDLER_CC)
+        self.tail(self.f.load("i32", ip, align=4).zext().to_ptr(), ip, n)
 
     def next(self, ip: Val, length: int, n: Val) -> None:
         """Continue behind an instruction of `length` bytes at `ip`."""
@@ -68,7 +66,12 @@ class Frame:
 
     def go(self, where: str, pc: Val, n: Val, tlb: Val | None = None) -> None:
         """Continue in the function `go_<where>` with this pc."""
-        self.f.tail(self.native.go[where], self.st.ptr, pc.to_ptr(), n, tlb or self.tlb)
+        self.tail(self.native.go[where], pc.to_ptr(), n, tlb)
+
+    def tail(self, target: Prototype | Val, ip: Val, n: Val, tlb: Val | None = None) -> None:
+        """Continue in a function of the same signature."""
+        types = [ty for _, ty in self.native.params]
+        self.f.tail(target, self.st.ptr, ip, n, tlb or self.tlb, *self.more, types=types, cc=HANDLER_CC)
 
 
 class Native:
@@ -149,14 +152,20 @@ class Native:
         *("trapped", "fault", "leave", "slice_end", "sleep"),
     )
 
-    def __init__(self, name: str = "vmm-software-vcpu", *, open: bool = False) -> None:
-        """An `open` one may refer to functions that it does not define."""
+    def __init__(self, name: str = "vmm-software-vcpu", *, open: bool = False, more: tuple[str, ...] = ()) -> None:
+        """An `open` module may refer to functions that it does not define. Its handlers hand on `more` numbers, in
+        registers that those of the image may do with as they like."""
         self.m = Module(name, open=open)
+        self.params = (*HANDLER_PARAMS, *((number, "i64") for number in more))
         self.protos: dict[str, Prototype] = {
             name: self.m.proto(name, ret, [("st", "ptr"), *((f"a{i}", ty) for i, ty in enumerate(params))])
             for name, (ret, params) in self.PLAIN.items()
         }
-        self.go = {w: self.m.proto(f"go_{w}", "void", HANDLER_PARAMS, cc=HANDLER_CC) for w in self.GO}
+        self.go = {where: self.handler(f"go_{where}") for where in self.GO}
+
+    def handler(self, name: str) -> Prototype:
+        """Announce a function of the handlers' signature."""
+        return self.m.proto(name, "void", self.params, cc=HANDLER_CC)
 
     def plain(self, name: str) -> tuple[Function, Ref, tuple[Val, ...]]:
         """Begin the plain function `name`: (function, hart, its other arguments)."""

@@ -15,7 +15,7 @@ from vmm.isa.context import AmoOp, CsrOp, SystemOp
 from vmm.isa.encoding import Flag, Instruction
 from vmm.isa.table import BASE
 from vmm.vcpu.layout import FAULT_EXIT, HANDLER_TABLE, PRV_M, PRV_S, PRV_U, READ, Cause, Exit
-from vmm.vcpu.native.abi import HANDLER_CC, HANDLER_PARAMS, Frame, Native
+from vmm.vcpu.native.abi import Frame, Native
 from vmm.vcpu.native.csr import FS, IRQ_STATE, read_mxcsr, rounding_control, write_mxcsr
 from vmm.vcpu.native.decoder import HANDLERS, INDEX, Variant, handler_name
 from vmm.vcpu.native.fusion import FUSED, Pair
@@ -39,7 +39,7 @@ def define(native: Native) -> None:
             h.go("slice_end", h.pc, n)
         if variant.static:
             assert twin is not None
-            h.f.tail(twin, h.st.ptr, h.ip, n, h.tlb)
+            h.tail(twin, h.ip, n)
             continue
         Interpreted(h, insn, length, n, variant, twin).run()
     for pair, variant in FUSED:
@@ -81,7 +81,7 @@ def _fused(native: Native, twins: _Twins, pair: Pair, variant: Variant) -> None:
     n = h.n - 2
     with h.f.if_(n.lts(0), likely=False):
         plain = handler_name(first, pair.first_length, Variant())
-        h.f.tail(native.m.proto(plain, "void", HANDLER_PARAMS, HANDLER_CC), h.st.ptr, h.ip, h.n, h.tlb)
+        h.tail(native.handler(plain), h.ip, h.n)
     result = Interpreted(h, first, pair.first_length, h.n - 1, Variant(), twins.of(first, pair.first_length)).compute()
     c = Interpreted(
         h.behind(pair.first_length), second, pair.second_length, n, variant, twins.of(second, pair.second_length)
@@ -137,7 +137,7 @@ class Interpreted:
 
     def _go_to_twin(self) -> None:
         assert self.twin is not None
-        self.f.tail(self.twin, self.h.st.ptr, self.h.ip, self.n, self.h.tlb)
+        self.h.tail(self.twin, self.h.ip, self.n)
 
     def compute(self) -> Val | None:
         """Semantics and result, which is also returned."""

@@ -4,6 +4,10 @@ A stencil is made by the emitter that makes the handler. Only the operands diffe
 its record, the stencil has a hole, a number of 32 bits that `translator` fills in when it places a copy. Stencils of a
 block stand one behind the other, so there is no jump between them.
 
+The result of an instruction goes to the hart's state, as ever, and on to the next stencil in a register too: a way
+through memory takes seven cycles. So an instruction that reads integer registers has a variant for each operand that
+may come from there.
+
 In translated code `ip` is the record of the block's first instruction, and `n` what is left of the slice behind its
 last one, until control leaves the block: the holes `delta` and `left` are what to add for one instruction.
 """
@@ -11,15 +15,16 @@ last one, until control leaves the block: the holes `delta` and `left` are what 
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vmm.codegen.image import Image
-from vmm.codegen.ir import Prototype, Val
+from vmm.codegen.ir import Val
 from vmm.codegen.llvm import Gap, compile_pieces
 from vmm.isa.encoding import Flag, Instruction, Packing
 from vmm.isa.table import BASE
-from vmm.vcpu.layout import ENDS, HOLE, NEAR, PLACED, RECORD, STENCIL, WIDE_IMM
-from vmm.vcpu.native.abi import HANDLER_CC, HANDLER_PARAMS, Frame, Native
+from vmm.vcpu.layout import ENDS, HOLE, NEAR, NO_READ, PLACED, RECORD, STENCIL, WIDE_IMM, WRITES
+from vmm.vcpu.native.abi import Frame, Native
 from vmm.vcpu.native.decoder import HANDLERS, INDEX, Variant, handler_name
 from vmm.vcpu.native.fusion import FUSED
 from vmm.vcpu.native.handlers import Interpreted, twin_name
@@ -56,6 +61,15 @@ class _Placeable(Frame):
     """A frame whose `ip` and `n` are those of one instruction of a block, where they are asked for."""
 
     @property
+    def last(self) -> Val:
+        """The result of the instruction before."""
+        return self.more[0]
+
+    @last.setter
+    def last(self, result: Val) -> None:
+        self.more = [result]
+
+    @property
     def ip(self) -> Val:
         return self.block.offset(self.hole("hole_delta"))
 
@@ -75,16 +89,19 @@ class _Placeable(Frame):
         return self.native.m.hole(self.f, name)
 
     def next(self, ip: Val, length: int, n: Val) -> None:
-        self.tail(NEXT, self.block, self.behind_block)
-
-    def tail(self, name: str, ip: Val, n: Val) -> None:
-        self.f.tail(_jump(self.native, name), self.st.ptr, ip, n, self.tlb)
+        self.tail(self.native.handler(NEXT), self.block, self.behind_block)
 
 
 class _Placed(Interpreted):
     """`isa.Context` over holes."""
 
     h: _Placeable
+
+    def compute(self) -> Val | None:
+        result = super().compute()
+        if result is not None:
+            self.h.last = result
+        return result
 
     @property
     def n(self) -> Val:
@@ -108,11 +125,7 @@ class _Placed(Interpreted):
         ip = h.block.offset(h.hole("hole_target"))
         if self.variant.polls:
             self._look_at_requests(ip)
-        h.tail(TAKEN, ip, self.n)
-
-
-def _jump(native: Native, name: str) -> Prototype:
-    return native.m.proto(name, "void", HANDLER_PARAMS, HANDLER_CC)
+        h.tail(h.native.handler(TAKEN), ip, self.n)
 
 
 def is_placed(insn: Instruction, variant: Variant) -> bool:
@@ -120,20 +133,34 @@ def is_placed(insn: Instruction, variant: Variant) -> bool:
     return not insn.flags & (Flag.CSR | Flag.SYSTEM) and not variant.static
 
 
+def operands_of(insn: Instruction, variant: Variant) -> tuple[str, ...]:
+    """The integer registers that have a variant each in which they come from the instruction before."""
+    if insn.flags & (Flag.FP | Flag.AMO | Flag.JAL | Flag.JALR) or not is_placed(insn, variant):
+        return ()
+    return tuple(name for name in ("rs1", "rs2") if name in insn.operands and name not in variant.zero)
+
+
 def stencils(functions: dict[str, int]) -> dict[str, Stencil]:
     """All stencils, by the name of their handler, and the pieces around them. `functions` are the handlers' image's."""
-    native = Native("vmm-stencils", open=True)
+    native = Native("vmm-stencils", open=True, more=("last",))
     _around(native)
     packed: dict[str, Instruction] = {}
     for insn, length, variant in HANDLERS:
-        if is_placed(insn, variant):
-            name = handler_name(insn, length, variant)
-            twin = twin_name(insn, length)
-            h = _Placeable(native, name)
-            _Placed(h, insn, length, h.n, variant, _jump(native, twin) if twin else None).run()
-            packed[name] = insn
+        if not is_placed(insn, variant):
+            continue
+        twin = twin_name(insn, length)
+        for operand in ("", *operands_of(insn, variant)):
+            name = handler_name(insn, length, variant) + (f":{operand}" if operand else "")
+            h = _Placeable(native, name.replace(":", "_from_"))
+            placed = _Placed(h, insn, length, h.n, variant, native.handler(twin) if twin else None)
+            if operand:
+                placed.known[operand] = h.last
+            placed.run()
+            packed[h.f.proto.name] = insn
     return {
-        name: Stencil(*_without_last_jump(code, tuple(_hole(packed.get(name), functions, gap) for gap in gaps)))
+        name.replace("_from_", ":"): Stencil(
+            *_without_last_jump(code, tuple(_hole(packed.get(name), functions, gap) for gap in gaps))
+        )
         for name, (code, gaps) in compile_pieces(native.m.text()).items()
     }
 
@@ -142,14 +169,14 @@ def _around(native: Native) -> None:
     h = _Placeable(native, Piece.ENTER.name)
     n = h.behind_block - h.hole("hole_count")
     with h.f.if_(n.lts(0), likely=False):
-        h.tail(SELF, h.block, h.behind_block)
-    h.tail(NEXT, h.block, n)
+        h.tail(native.handler(SELF), h.block, h.behind_block)
+    h.tail(native.handler(NEXT), h.block, n)
 
     h = _Placeable(native, Piece.STEP.name)
-    h.tail(NEXT, h.ip, h.behind_block)
+    h.tail(native.handler(NEXT), h.ip, h.behind_block)
 
     h = _Placeable(native, Piece.LEAVE.name)
-    h.tail(SELF, h.ip, h.behind_block)
+    h.tail(native.handler(SELF), h.ip, h.behind_block)
 
     h = _Placeable(native, Piece.CONTINUE.name)
     h.dispatch(h.ip, h.behind_block)
@@ -185,26 +212,39 @@ def table(functions: dict[str, int]) -> Image:
     found = stencils(functions)
     rows, holes, code = bytearray(), bytearray(), bytearray()
 
-    def add(stencil: Stencil | None, own: int, length: int, flags: int) -> None:
+    def add(stencil: Stencil | None, own: int, length: int, flags: int, variants: int, reads: Sequence[int]) -> None:
         code.extend(bytes(-len(code) % 8))
         mine = stencil or Stencil(b"", ())
-        rows.extend(_ROW.pack(len(code), len(mine.code), own, len(holes) // HOLE.size, len(mine.holes), length, flags))
+        first, second = (*reads, NO_READ, NO_READ)[:2]
+        rows.extend(
+            _ROW.pack(
+                len(code), len(mine.code), own, len(holes) // HOLE.size, len(mine.holes), length, flags,
+                variants, first, second,
+            )
+        )  # fmt: skip
         for h in mine.holes:
             holes.extend(_HOLE.pack(h.addend, h.at, h.fill, h.size, h.low, h.width, h.signed, h.scale))
         code.extend(mine.code)
 
     plain = {handler_name(*row): row for row in HANDLERS}
+    last: list[tuple[str, int, int, int]] = []
     for name, number in INDEX.items():
         if name not in plain:
-            add(None, number, 0, 0)
+            add(None, number, 0, 0, 0, ())
             continue
         insn, length, variant = plain[name]
-        add(found.get(name), number, length, _flags(insn, variant))
+        operands = operands_of(insn, variant)
+        variants = max(Piece) + 1 + len(last) if operands else 0
+        reads = [slot.low for operand in operands for slot in insn.packing.value if slot.operand == operand]
+        add(found.get(name), number, length, _flags(insn, variant), variants, reads)
+        last += [(f"{name}:{operand}", number, length, _flags(insn, variant)) for operand in operands]
     for pair, _ in FUSED:  # the second half has its own record
         number = INDEX[handler_name(BASE[pair.first], pair.first_length, Variant())]
         rows.extend(rows[number * STENCIL.size : (number + 1) * STENCIL.size])
     for piece in Piece:
-        add(found[piece.name], 0, 0, PLACED)
+        add(found[piece.name], 0, 0, PLACED, 0, ())
+    for name, number, length, flags in last:
+        add(found[name], number, length, flags, 0, ())
     code.extend(bytes(8))  # copies are made eight bytes at a time
     return Image(bytes(rows + holes + code), {"stencils": 0, "holes": len(rows), "pieces": len(rows) + len(holes)})
 
@@ -213,8 +253,9 @@ def _flags(insn: Instruction, variant: Variant) -> int:
     near = bool(insn.flags & (Flag.BRANCH | Flag.JAL)) and not variant.far
     wide = insn.packing is Packing.U24
     ends = bool(insn.flags & (Flag.JAL | Flag.JALR))
-    return PLACED * is_placed(insn, variant) | ENDS * ends | NEAR * near | WIDE_IMM * wide
+    writes = "rd" in insn.operands and not insn.is_fp_register("rd")
+    return PLACED * is_placed(insn, variant) | ENDS * ends | NEAR * near | WIDE_IMM * wide | WRITES * writes
 
 
-_ROW = struct.Struct("<iHHiHBB")
+_ROW = struct.Struct("<iHHiHBBHBB")
 _HOLE = struct.Struct("<iHBBBBBB")

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from enum import IntEnum
 
-from vmm.codegen.ir import Function, Ref, Val
+from vmm.codegen.ir import Function, Ref, Val, Var
 from vmm.vcpu.layout import (
     BLOCK,
     DISPATCH,
@@ -34,6 +34,7 @@ from vmm.vcpu.layout import (
     STENCIL,
     TRANSLATED,
     WIDE_IMM,
+    WRITES,
 )
 from vmm.vcpu.native.abi import Native, shared_of
 from vmm.vcpu.native.decoder import INDEX, number_of
@@ -42,6 +43,7 @@ from vmm.vcpu.native.memory import PAGE_MASK, spin_lock, spin_unlock, xtlb_index
 
 HALFWORDS = PAGE // 2
 NUMBERS = len(INDEX) + len(FUSED)
+NO_REGISTER = 255
 AROUND = 64  # bytes around a block's instructions, at most
 
 
@@ -189,14 +191,16 @@ def _translate_page(native: Native) -> None:
         n = count.get()
         native.call(st, "place", page.stencil(Piece.ENTER).ptr, page.record(here), 0, n, here, fixups.get())
         place_at, left = f.var("i64", here), f.var("i64", n)
+        last = f.var("i64", NO_REGISTER)  # whose value the instruction before hands on
         with f.loop():
             with f.if_(left.get().eq(0)):
                 f.break_()
             left.set(left.get() - 1)
             at = place_at.get()
             stencil = page.stencil(page.number(at))
+            chosen = _taking(page, stencil, page.record(at), last)
             delta = (at - here) << 3
-            fixups.set(native.call(st, "place", stencil.ptr, page.record(at), delta, left.get(), at, fixups.get()))
+            fixups.set(native.call(st, "place", chosen, page.record(at), delta, left.get(), at, fixups.get()))
             slot = page.number_at(at)
             f.store(f.load("i16", slot) | TRANSLATED, slot)
             place_at.set(at + stencil.get("length").zext().sar(1))
@@ -209,6 +213,22 @@ def _translate_page(native: Native) -> None:
     _join(f, page, fixups.get())
     shared.set("translations", shared.get("translations") + 1)
     f.ret()
+
+
+def _taking(page: _Page, stencil: Ref, record: Val, last: Var) -> Val:
+    """The variant of a stencil that takes the value of register `last` from the instruction before, if it reads it;
+    and whose value it hands on itself."""
+    f = page.f
+    operands = f.load("i32", record, 4).zext()
+    chosen = f.var("ptr", stencil.ptr)
+    first = page.stencil(stencil.get("variants").zext())
+    for which in (1, 0):
+        # One that it does not have reads as register 0, whose value nobody hands on.
+        with f.if_(((operands >> stencil.get("reads", which).zext()) & 0xFF).eq(last.get())):
+            chosen.set(first.ptr.offset(which * STENCIL.size))
+    with f.if_(_has(stencil, WRITES)):
+        last.set(operands & 0xFF)
+    return chosen.get()
 
 
 def _find_starts(f: Function, page: _Page) -> Val:
