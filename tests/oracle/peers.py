@@ -14,7 +14,7 @@ from tests.oracle.generate import BLOCKS
 from tests.oracle.program import END, OUTPUTS, SCRATCH, SCRATCH_PAGES, STATE, Outcome, Program, code, op
 from vmm.errors import VmmError
 from vmm.fabric.clock import Clock
-from vmm.fabric.ram import Ram
+from vmm.fabric.ram import CODE, Ram
 from vmm.guests.apt import archive
 from vmm.testing.fakes import FakeIoThread
 from vmm.vcpu.emulate import emulate
@@ -73,7 +73,10 @@ class Qemu:
 
 
 class Here:
-    """The software VCPU: `bare` in M-mode, or U-mode under `sv39` or `sv48` with every page in another place."""
+    """The software VCPU: `bare` in M-mode, or U-mode under `sv39` or `sv48` with every page in another place.
+
+    With `translated` a program runs twice: interpreted, and again from all that was decoded then, translated.
+    """
 
     _RAM = 64 << 20
     _TABLES = 0x280_0000
@@ -82,16 +85,19 @@ class Here:
     _DOOR = 0x1000_0000  # a device: a store there ends the run
     _FS = 3 << 13
 
-    def __init__(self, mode: str = "bare") -> None:
+    def __init__(self, mode: str = "bare", translated: bool = False) -> None:
         self.mode = mode
+        self.translated = translated
         self.ram = Ram(0, self._RAM)
         clock = Clock(FakeIoThread())
-        self.backend = SoftwareBackend(self.ram, clock, 1, plic_base=0x2000_0000, clint_base=0x3000_0000, sbi=False)
+        self.backend = SoftwareBackend(
+            self.ram, clock, 1, plic_base=0x2000_0000, clint_base=0x3000_0000, sbi=False, jit=translated
+        )
         self.vcpu = self.backend.vcpus[0]
         self._moved: dict[int, int] = {}
 
     def __repr__(self) -> str:
-        return f"here ({self.mode})"
+        return f"here ({self.mode}{', translated' if self.translated else ''})"
 
     def close(self) -> None:
         self.ram.close()
@@ -99,13 +105,22 @@ class Here:
     def run(self, program: Program) -> Outcome:
         self.load(program)
         self.go()
+        if self.translated:
+            self.backend.translate()
+            self._begin(program, again=True)
+            self.go()
         return self.outcome(program)
 
     def load(self, program: Program) -> None:
         """Memory and registers as at the program's beginning."""
-        v = self.vcpu
         self.ram.discard(0, self._RAM)
         self.backend.reset()
+        self._begin(program)
+
+    def _begin(self, program: Program, again: bool = False) -> None:
+        """`again`: what was decoded stays, so only memory that is not code is as at the beginning."""
+        v = self.vcpu
+        v.reset()
         handler = [op("csrrw", rd=5, rs1=5, imm=0x340), op("sw", rs1=5)]  # mscratch
         self._put(self._HANDLER, code(handler))
         v.set_csr("mtvec", self._HANDLER)
@@ -123,7 +138,9 @@ class Here:
             at = 0
             while at < len(data):  # page by page: neighbours here need not be neighbours there
                 here = min(len(data) - at, PAGE - (address + at) % PAGE)
-                self._put(self.physical(address + at), data[at : at + here])
+                place = self.physical(address + at)
+                if not (again and self.ram.page_flags[place // PAGE] & CODE):
+                    self._put(place, data[at : at + here])
                 at += here
         v.pc = program.entry
 

@@ -33,7 +33,7 @@ def qemu() -> Qemu:
 
 @pytest.fixture(scope="module")
 def everywhere() -> Iterator[tuple[Here, ...]]:
-    found = tuple(Here(mode) for mode in MODES)
+    found = (*(Here(mode) for mode in MODES), *(Here(mode, translated=True) for mode in ("bare", "sv39")))
     yield found
     for peer in found:
         peer.close()

@@ -11,6 +11,7 @@ import ctypes
 import mmap
 import os
 import signal
+import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
 from functools import cache
@@ -90,6 +91,7 @@ class Natives:
         self.set_csr = short("set_csr", None, address, word, word)
         self.translate = short("translate", word, address, word, word)
         self.time = short("time", word, address)
+        self.translate_page = short("translate_page", None, address, address)
 
 
 class _SigAction(ctypes.Structure):
@@ -431,6 +433,12 @@ class SoftwareBackend:
             self.shared["code_next"] = self._code.base
             self.shared["code_end"] = self._code.base + self._code.size
             self.shared["code_full"] = 0
+
+    def translate(self) -> None:
+        """Translate all that is decoded, warm or not. No hart may be in guest code."""
+        for (records,) in struct.iter_unpack("<Q", self._code_pages):
+            if records:
+                self.natives.translate_page(self.vcpus[0].address, records)
 
     def forget_code(self) -> None:
         """Throw all pre-decoded code away. No hart may be in guest code."""
