@@ -9,6 +9,7 @@ from vmm.errors import HostError
 from vmm.fabric.irq import Unconnected, Wire
 from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
+from vmm.vcpu.software import JitStatistics
 from vmm.waitfor import Sighting
 
 
@@ -49,6 +50,9 @@ class FakeHarts:
 
     def interrupts(self) -> list[str]:
         return [f"source {source} high" for source, wire in self.lines.items() if wire.level]
+
+    def jit_statistics(self) -> JitStatistics:
+        return JitStatistics(0, 0, 0, 0, 0.0, "off")
 
     def statistics(self) -> dict[str, object]:
         return {}

@@ -31,11 +31,11 @@ PATIENCE = 20.0  # seconds until a test that waits for another thread fails
 class Bench:
     """`harts` harts at BASE, with `sbi` in S-mode. Time runs."""
 
-    def __init__(self, harts: int = 1, *, sbi: bool = False, megabytes: int = 32) -> None:
+    def __init__(self, harts: int = 1, *, sbi: bool = False, megabytes: int = 32, jit: bool = False) -> None:
         self.ram = Ram(BASE, megabytes << 20)
         self.home = FakeIoThread()
         self.clock = Clock(self.home)
-        self.backend = SoftwareBackend(self.ram, self.clock, harts, plic_base=PLIC, clint_base=CLINT, sbi=sbi)
+        self.backend = SoftwareBackend(self.ram, self.clock, harts, plic_base=PLIC, clint_base=CLINT, sbi=sbi, jit=jit)
         self.harts = self.backend.vcpus
         self.hart = self.harts[0]
         self.clock.resume()

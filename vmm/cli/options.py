@@ -230,6 +230,7 @@ GROUPS: tuple[tuple[str, tuple[Option, ...]], ...] = (
                 "write a line for each instruction: hart, pc, disassembly, changed registers and CSRs, traps (slow)",
                 optional="-",
             ),
+            Option("jit-stats", "", _switch, "say at the end what was translated, and what that cost"),
             Option("perf-map", "", _switch, "name generated code for Linux perf, in /tmp/perf-PID.map"),
         ),
     ),

@@ -74,8 +74,12 @@ def run(settings: Settings) -> int:
             figures.machine = machine
         if signals.received is None:
             machine.start()
+        if config.jit != "off" and machine.jit.problem:
+            _say(f"--{machine.jit}")
         seen, in_time = _follow(machine, settings.get("expect"), settings.get("timeout"))
         machine.stop()
+    if settings.get("jit_stats"):
+        _say(str(machine.jit))
     if problem := machine.serial.problem:
         _say(f"--serial: {problem}")
     if machine.timeline and (problem := machine.timeline.problem):

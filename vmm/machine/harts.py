@@ -14,6 +14,7 @@ from vmm.locks import Locking
 from vmm.machine.boot import Entry
 from vmm.machine.lifecycle import Outcome
 from vmm.machine.sbi import Answer, HartControl
+from vmm.vcpu.software import JitStatistics
 from vmm.waitfor import Sighting
 
 
@@ -92,6 +93,10 @@ class Harts(HartControl, Protocol):
 
     def statistics(self) -> dict[str, object]:
         """What the harts have done so far, by name."""
+        ...
+
+    def jit_statistics(self) -> JitStatistics:
+        """What was translated."""
         ...
 
 

@@ -30,6 +30,7 @@ from vmm.machine.lifecycle import Lifecycle, Outcome, Reason, Request, State
 from vmm.machine.slots import DEADLINE_S
 from vmm.machine.software import SoftwareHarts
 from vmm.machine.virt import Board
+from vmm.vcpu.software import JitStatistics
 from vmm.watchdog import Watchdog
 
 if TYPE_CHECKING:
@@ -231,6 +232,11 @@ class Machine:
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """How the run ended, or None when it has not after `timeout` seconds."""
         return self._lifecycle.wait(timeout)
+
+    @property
+    def jit(self) -> JitStatistics:
+        """What was translated so far, or why nothing is."""
+        return self._board.harts.jit_statistics()
 
     def statistics(self) -> dict[str, Any]:
         return {"lifecycle": self._lifecycle.statistics(), **self._board.statistics()}

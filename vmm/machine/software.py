@@ -11,7 +11,7 @@ from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
 from vmm.machine.lifecycle import Outcome, Reason
 from vmm.machine.sbi import Park, Return, Suspend
-from vmm.vcpu.software import SoftwareBackend
+from vmm.vcpu.software import JitStatistics, SoftwareBackend
 from vmm.vcpu.thread import Gate, VcpuThread
 from vmm.waitfor import Sighting
 
@@ -96,6 +96,9 @@ class SoftwareHarts:
 
     def statistics(self) -> dict[str, object]:
         return {thread.name: {**thread.vcpu.statistics(), "exits": sum(thread.exits)} for thread in self._threads}
+
+    def jit_statistics(self) -> JitStatistics:
+        return self._backend.jit_statistics()
 
     # -- HartControl --------------------------------------------------------------------------------------------------
 

@@ -339,6 +339,7 @@ class Board:
         return {
             "harts": self.harts.statistics(),
             self.io.name: self.io.statistics(),
+            "jit": self.harts.jit_statistics(),
             "workers": self.workers.statistics(),
             "serial": self.serial.statistics(),
             "locks": self.locking.statistics(),

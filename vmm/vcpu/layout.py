@@ -263,6 +263,8 @@ SHARED = Struct(
         ("fixups", "ptr"),  # the same: u32 pairs, where a jump is and which halfword it goes to
         ("translations", "i64"),
         ("translated", "i64"),  # instructions
+        ("translating_ns", "i64"),
+        ("emptied", "i64"),
     ],
 )
 

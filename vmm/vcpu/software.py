@@ -14,6 +14,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -180,6 +181,7 @@ class SoftwareVcpu:
         self._image = backend.image
         self._ram = backend.ram
         self._sbi = backend.sbi
+        self._code = backend.code
         self.reset()
 
     def __repr__(self) -> str:
@@ -262,6 +264,8 @@ class SoftwareVcpu:
         w = self.words
         name = signal.Signals(w["crash_signal"]).name
         where = self._image.symbol_at(w["crash_rip"]) or "outside of the image"
+        if self._code and self._code.base <= w["crash_rip"] < self._code.base + self._code.size:
+            where = "of the translated block that begins at pc"
         if ip := w["crash_ip"]:
             self.pc = ((ip >> 2) + w["pcbias"]) & _NEVER
         return f"{name} at host address {w['crash_addr']:#x} in generated code {where} ({w['crash_rip']:#x})"
@@ -313,6 +317,31 @@ class SoftwareVcpu:
         return {name: self.words[name] for name in names}
 
 
+@dataclass(frozen=True, slots=True)
+class JitStatistics:
+    """What the translator has done so far."""
+
+    pages: int
+    """Translations of a page; one may be translated again when more of it was decoded."""
+    instructions: int
+    bytes: int
+    """Of translated code, now."""
+    emptied: int
+    """How often code was thrown away because there was no room."""
+    seconds: float
+    """Of VCPU threads, spent translating."""
+    problem: str
+    """Why nothing is translated; empty if code is."""
+
+    def __str__(self) -> str:
+        if self.problem:
+            return f"jit: interpreting only: {self.problem}"
+        return (
+            f"jit: {self.instructions} instructions in {self.pages} translations of pages, which took "
+            f"{self.seconds * 1e3:.1f} ms; {self.bytes} bytes of code now; emptied {self.emptied} times"
+        )
+
+
 class SoftwareBackend:
     """All harts of a machine, their interrupt controllers, and the code they have in common."""
 
@@ -327,7 +356,7 @@ class SoftwareBackend:
         sbi: bool,
         jit: bool = False,
     ) -> None:
-        """With `jit`, warm code is translated; raises HostError where the host has no memory for that."""
+        """With `jit`, warm code is translated, if the host has memory for that: `jit_statistics` says."""
         if not 1 <= harts <= MAX_HARTS:
             raise ConfigError(f"--smp {harts}: give 1 to {MAX_HARTS} harts")
         self.image = native_code()
@@ -356,7 +385,13 @@ class SoftwareBackend:
         shared["plic_base"], shared["clint_base"] = plic_base, clint_base
         shared["one"] = 1
         shared["nharts"] = harts
-        self._code = self._translator() if jit else None
+        self.code: CodeMemory | None = None
+        self._jit_problem = "" if jit else "off"
+        if jit:
+            try:
+                self.code = self._translator()
+            except HostError as e:
+                self._jit_problem = str(e)
         self._reset_arena()
         self.vcpus: Sequence[SoftwareVcpu] = [SoftwareVcpu(self, i) for i in range(harts)]
         for vcpu in self.vcpus:
@@ -429,10 +464,16 @@ class SoftwareBackend:
         start = _address(self._arena)
         self.shared["arena_next"] = (start + 63) & ~63
         self.shared["arena_end"] = start + ARENA
-        if self._code:
-            self.shared["code_next"] = self._code.base
-            self.shared["code_end"] = self._code.base + self._code.size
+        if self.code:
+            self.shared["code_next"] = self.code.base
+            self.shared["code_end"] = self.code.base + self.code.size
             self.shared["code_full"] = 0
+
+    def jit_statistics(self) -> JitStatistics:
+        s = self.shared
+        used = s["code_next"] - self.code.base if self.code else 0
+        seconds = s["translating_ns"] / 1e9
+        return JitStatistics(s["translations"], s["translated"], used, s["emptied"], seconds, self._jit_problem)
 
     def translate(self) -> None:
         """Translate all that is decoded, warm or not. No hart may be in guest code."""
@@ -441,16 +482,17 @@ class SoftwareBackend:
                 self.natives.translate_page(self.vcpus[0].address, records)
 
     def forget_code(self) -> None:
-        """Throw all pre-decoded code away. No hart may be in guest code."""
+        """Throw all pre-decoded and translated code away. No hart may be in guest code."""
         with self._forgetting:
+            self.shared["emptied"] += 1
             self._forget_code()
 
     def _forget_code(self) -> None:
         for table in (self._code_pages, self._code_masks):
             table.madvise(mmap.MADV_DONTNEED)
         self._arena.madvise(mmap.MADV_DONTNEED)
-        if self._code:
-            self._code.give_back()
+        if self.code:
+            self.code.give_back()
         flags = self.ram.page_flags
         for page, flag in enumerate(bytes(flags)):
             if flag & layout.PAGE_CODE:
@@ -466,7 +508,7 @@ class SoftwareBackend:
             view = self.shared.view(name)
             for i in range(len(view)):
                 view[i] = 0
-        self.forget_code()
+        self._forget_code()
         for vcpu in self.vcpus:
             vcpu.reset()
 

@@ -92,7 +92,9 @@ def _warm(native: Native) -> None:
     with f.if_(heat.ltu(2) | (heat & (heat - 1)).ne(0)):
         f.ret()
     spin_lock(f, shared.addr("code_lock"), shared.get("sched_yield"))
+    began = native.call(st, "now_ns")
     native.call(st, "translate_page", records)
+    shared.set("translating_ns", shared.get("translating_ns") + (native.call(st, "now_ns") - began))
     spin_unlock(f, shared.addr("code_lock"))
     f.ret()
 
