@@ -3,13 +3,14 @@
 The programs are those of tests/programs/speed: hot loops (alu, branches, copy), floating point (fpmatrix), what
 embedded programs do (mix: lists, matrices, a state machine, CRC, as CoreMark has them), and branchy code of 69 KB and
 685 KB that touches most of itself. Each reads the guest's clock around its work, so neither monitor's start counts,
-while decoding and translating do. QEMU's time divided by ours: above 1 is faster than QEMU.
+while decoding and translating do. QEMU's time divided by ours: above 1 is faster than QEMU. Ours is measured with the
+baseline tier, as it runs unless told otherwise, and with the interpreter alone (--jit off).
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
@@ -29,6 +30,7 @@ GROUPS: Final = {
 }
 PROGRAMS: Final = tuple(name for names, _ in GROUPS.values() for name in names)
 MEMORY: Final = 128
+INTERPRETER, BASELINE, QEMU = "ours, interpreting", "ours", "QEMU"
 
 
 def instructions(bios: Path) -> int:
@@ -58,9 +60,32 @@ def seconds(argv: list[str]) -> float:
 
 
 def sides(python: Python, bios: Path) -> dict[str, Callable[[], float]]:
-    ours = vmm_run(python, "--bios", bios, "--mem", f"{MEMORY}M")
     theirs = qemu("-bios", bios, "-m", str(MEMORY))
-    return {"ours": lambda: seconds(ours), "QEMU": lambda: seconds(theirs)}
+
+    def ours(tier: str) -> Callable[[], float]:
+        argv = vmm_run(python, "--bios", bios, "--mem", f"{MEMORY}M", "--jit", tier)
+        return lambda: seconds(argv)
+
+    return {INTERPRETER: ours("off"), BASELINE: ours("baseline"), QEMU: lambda: seconds(theirs)}
+
+
+def ratio(
+    title: str, taken: dict[str, dict[str, list[float]]], tier: str, names: Sequence[str], least: float | None
+) -> Figure | None:
+    """QEMU's time by that of a tier, round by round, of those of these programs that ran."""
+    ratios = {
+        name: [theirs / ours for ours, theirs in zip(taken[name][tier], taken[name][QEMU], strict=True)]
+        for name in names
+        if name in taken
+    }
+    if not ratios:
+        return None
+    figure = Figure(title, "ratio", ratios)
+    if least is None:
+        return figure
+    lowest = min(figure.medians, key=lambda name: figure.medians[name])
+    bound = f"the lowest, {lowest}: {figure.medians[lowest]:.2f}; at least {least}"
+    return Figure(title, "ratio", ratios, bound, figure.medians[lowest] >= least)
 
 
 def main() -> int:
@@ -80,20 +105,12 @@ def main() -> int:
         counts[name] = instructions(build / f"{name}.elf")
         taken[name] = alternate(sides(python, build / f"{name}.elf"), options.rounds, quiet)
     report.facts["conditions"] = str(quiet)
-    for group, (names, least) in GROUPS.items():
-        ratios = {
-            name: [theirs / ours for ours, theirs in zip(taken[name]["ours"], taken[name]["QEMU"], strict=True)]
-            for name in names
-            if name in taken
-        }
-        if ratios:
-            figure = Figure(f"{group}, QEMU's time / ours", "ratio", ratios)
-            if least is not None:
-                lowest = min(figure.medians, key=lambda name: figure.medians[name])
-                bound = f"the lowest, {lowest}: {figure.medians[lowest]:.2f}; at least {least}"
-                figure = Figure(figure.name, figure.unit, ratios, bound, figure.medians[lowest] >= least)
-            report.add(figure)
-    for side in ("ours", "QEMU"):
+    for tier in (INTERPRETER, BASELINE):
+        for group, (names, least) in GROUPS.items():
+            figure = ratio(f"{group}, QEMU's time / {tier}", taken, tier, names, least if tier is INTERPRETER else None)
+            if figure is not None:
+                report.add(figure)
+    for side in (INTERPRETER, BASELINE, QEMU):
         speeds = {name: [counts[name] / each / 1e6 for each in taken[name][side]] for name in taken}
         report.add(Figure(f"speed, {side}", "million instructions/s", speeds))
     return report.finish(options)
