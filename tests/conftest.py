@@ -12,6 +12,12 @@ from tests.machines import Machines
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", type=int, default=20, help="how many times in a row the stress test boots Linux")
     parser.addoption("--seed", type=int, default=1, help="seed of the random tests of whole guests")
+    parser.addoption("--schedules", type=int, default=2000, help="how many schedules of each program to try in stress")
+
+
+@pytest.fixture(scope="session")
+def schedules(request: pytest.FixtureRequest) -> int:
+    return int(request.config.getoption("--schedules"))
 
 
 @pytest.fixture(scope="session")

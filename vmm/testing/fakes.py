@@ -48,22 +48,27 @@ class FakeIoThread:
         raise InternalError(f"{self.name} finds no end: a descriptor stays ready, or calls post each other")
 
     def _turn(self) -> bool:
-        work: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
-        poll = select.poll()
-        for fd in self._readers.keys() | self._writers.keys():
-            wanted = (select.POLLIN if fd in self._readers else 0) | (select.POLLOUT if fd in self._writers else 0)
-            poll.register(fd, wanted)
-        for fd, events in poll.poll(0):
-            if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and fd in self._readers:
-                work.append((self._readers[fd], ()))
-            if events & (select.POLLOUT | select.POLLHUP | select.POLLERR) and fd in self._writers:
-                work.append((self._writers[fd], ()))
+        work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(callback, ()) for callback in self._ready()]
         work += self._soon
         self._soon.clear()
         work += [(callback, ()) for timers in self._timers for callback in timers.take_due()]
         for function, arguments in work:
             function(*arguments)
         return bool(work)
+
+    def _ready(self) -> list[Callable[[], None]]:
+        """The callbacks of descriptors that can be read or written now."""
+        ready: list[Callable[[], None]] = []
+        poll = select.poll()
+        for fd in dict.fromkeys((*self._readers, *self._writers)):  # in order, unlike a set
+            wanted = (select.POLLIN if fd in self._readers else 0) | (select.POLLOUT if fd in self._writers else 0)
+            poll.register(fd, wanted)
+        for fd, events in poll.poll(0):
+            if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and fd in self._readers:
+                ready.append(self._readers[fd])
+            if events & (select.POLLOUT | select.POLLHUP | select.POLLERR) and fd in self._writers:
+                ready.append(self._writers[fd])
+        return ready
 
     @property
     def is_home(self) -> bool:

@@ -67,14 +67,18 @@ class VirtioBench:
 
     def __init__(self, *, size: int = 1 << 20, policy: Policy = "device", checked: bool = True) -> None:
         self.ram = Ram(BASE, size, minimum=0)
+        self._wire_up(policy, checked)
+        self._devices: list[VirtioDevice] = []
+        self._free = BASE + 0x1000
+
+    def _wire_up(self, policy: Policy, checked: bool) -> None:
+        """Make what devices are wired to. Another bench may have other kinds."""
         self.dma = Dma(self.ram)
         self.wire = FakeWire()
         self.home = FakeIoThread()
         self.clock = FakeClock(self.home)
         self.workers = FakeWorkers()
         self.locking = Locking(policy, checked)
-        self._devices: list[VirtioDevice] = []
-        self._free = BASE + 0x1000
 
     def __enter__(self) -> Self:
         return self

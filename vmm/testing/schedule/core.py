@@ -303,6 +303,7 @@ class Scheduler(Kit):
         self._out_of_steps = False
         self._failed: Failed | None = None
         self._checks: list[Callable[[], object]] = []
+        self._cleanups: list[Callable[[], object]] = []
         self._lockings: list[Locking] = []
 
     # -- for programs -------------------------------------------------------------------------------------------------
@@ -316,6 +317,10 @@ class Scheduler(Kit):
     def check(self, invariant: Callable[[], object]) -> None:
         """Call `invariant` when all threads have ended: the schedule fails if it raises, or returns False."""
         self._checks.append(invariant)
+
+    def cleanup(self, give_back: Callable[[], object]) -> None:
+        """Call `give_back` when the schedule is over, however it ended: the last that was asked for, first."""
+        self._cleanups.append(give_back)
 
     def locking(self, policy: Policy = "device", checked: bool = True) -> Locking:
         """Locks of this kit. What the checker of checked ones reports fails the schedule."""
@@ -345,7 +350,11 @@ class Scheduler(Kit):
         """A thread in service, as those of machines are: a schedule may end while it waits."""
         return ScheduledThread(self, name, target, args, True)
 
+    def away_from_home(self, work: str, home: str) -> None:
+        raise InternalError(f"{work} ran on {self.running.name}: its home is {home}")
+
     def point(self, what: str) -> None:
+        """See `operations.named` for what it understands of `what`."""
         self.pause(named(what))
 
     # -- steps --------------------------------------------------------------------------------------------------------
@@ -512,6 +521,8 @@ class Scheduler(Kit):
             if self._failed is None or self._failed.kind is Kind.LOCK_RULE:
                 self._failed = self._reported() or self._failed
         self._tear()
+        for give_back in reversed(self._cleanups):
+            give_back()
         return self._failed
 
     def _go(self) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import linecache
 import sys
+import threading
 import traceback
 from dataclasses import dataclass
 from enum import Enum
@@ -64,7 +65,4 @@ def stack_of(ident: int) -> list[str]:
 
 
 def _own(filename: str) -> bool:
-    return filename.startswith((_HERE, "<@entry", threading_file))
-
-
-threading_file = linecache.__file__.replace("linecache", "threading")
+    return filename.startswith((_HERE, "<@entry", threading.__file__))
