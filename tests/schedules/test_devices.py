@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import pkgutil
 from collections.abc import Callable, Sequence
+from importlib import import_module
 
 import pytest
 
 from tests.schedules import devices
+from vmm import machine
 from vmm.devices.virtio.queue import Virtqueue
 from vmm.fabric.inflight import InFlight
 from vmm.locks import Device
-from vmm.machine import virt
 from vmm.testing.schedule import Scheduler, assert_holds, explore
 
 Program = Callable[[Scheduler], None]
@@ -21,11 +23,10 @@ def named(program: Program) -> str:
 
 
 def test_every_device_of_the_board_has_a_program() -> None:
-    """Those that `vmm.machine.virt` names: no other module does."""
-    found = {
-        one for one in vars(virt).values() if isinstance(one, type) and issubclass(one, Device) and hasattr(one, "kind")
-    }
-    assert found == set(devices.PROGRAMS)
+    """Those that `vmm.machine` names: no other part does."""
+    modules = [import_module(f"vmm.machine.{found.name}") for found in pkgutil.iter_modules(machine.__path__)]
+    named = [value for module in modules for value in vars(module).values() if isinstance(value, type)]
+    assert {one for one in named if issubclass(one, Device) and "kind" in vars(one)} == set(devices.PROGRAMS)
 
 
 @pytest.mark.parametrize("program", devices.ALL, ids=named)

@@ -48,26 +48,32 @@ class FakeIoThread:
         raise InternalError(f"{self.name} finds no end: a descriptor stays ready, or calls post each other")
 
     def _turn(self) -> bool:
-        work: list[tuple[Callable[..., None], tuple[Any, ...]]] = [(callback, ()) for callback in self._ready()]
-        work += self._soon
-        self._soon.clear()
-        work += [(callback, ()) for timers in self._timers for callback in timers.take_due()]
-        for function, arguments in work:
+        ready = self._ready()
+        for callbacks, fd in ready:
+            # Looked up again each time, as the real one does: an earlier callback may have taken it away.
+            if callback := callbacks.get(fd):
+                callback()
+        soon = list(self._soon)
+        for _ in soon:
+            function, arguments = self._soon.popleft()
             function(*arguments)
-        return bool(work)
+        due = [callback for timers in self._timers for callback in timers.take_due()]
+        for callback in due:
+            callback()
+        return bool(ready or soon or due)
 
-    def _ready(self) -> list[Callable[[], None]]:
-        """The callbacks of descriptors that can be read or written now."""
-        ready: list[Callable[[], None]] = []
+    def _ready(self) -> list[tuple[dict[int, Callable[[], None]], int]]:
+        """The descriptors that can be read or written now, each with the callbacks that it has one among."""
+        ready = []
         poll = select.poll()
         for fd in dict.fromkeys((*self._readers, *self._writers)):  # in order, unlike a set
             wanted = (select.POLLIN if fd in self._readers else 0) | (select.POLLOUT if fd in self._writers else 0)
             poll.register(fd, wanted)
         for fd, events in poll.poll(0):
             if events & (select.POLLIN | select.POLLHUP | select.POLLERR) and fd in self._readers:
-                ready.append(self._readers[fd])
+                ready.append((self._readers, fd))
             if events & (select.POLLOUT | select.POLLHUP | select.POLLERR) and fd in self._writers:
-                ready.append(self._writers[fd])
+                ready.append((self._writers, fd))
         return ready
 
     @property
