@@ -18,7 +18,8 @@ RESULTS: Final = ROOT / "benchmarks" / "results"
 PAGE: Final = ROOT / "docs" / "benchmarks.md"
 MODULES: Final = (
     *("boot", "cpu", "smp", "exits", "startup"),
-    *("locks.headline", "locks.threads", "locks.blocks", "locks.latency", "locks.entry", "locks.model"),
+    *("locks.headline", "locks.threads", "locks.blocks", "locks.latency", "locks.policies"),
+    *("locks.seams", "locks.entry", "locks.model"),
 )
 """The benchmarks, in the order in which the page shows them; each writes the result of its name."""
 HEAD: Final = """\
@@ -120,7 +121,9 @@ def table(figures: list[Content]) -> Iterator[str]:
 
 
 def number(value: float) -> str:
-    """Three digits, or as many as it has before the point."""
+    """Three digits, or as many as it has before the point; counts as they are."""
+    if isinstance(value, int):
+        return f"{value:,}"
     digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
     return f"{value:,.{digits}f}"
 
