@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import threading
-import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from pprint import pformat
 from typing import Any
 
+from vmm import stacks
 from vmm.fabric.bus import Bus
 from vmm.fabric.dma import Dma
 from vmm.lockreport import joined
@@ -41,7 +39,7 @@ class Machines:
         """Describe all machines, and every thread, in files; returns their directory."""
         directory = REPORTS / "".join(c if c.isalnum() or c in "-_." else "_" for c in self._test)
         directory.mkdir(parents=True, exist_ok=True)
-        (directory / "threads.txt").write_text("\n".join(stacks()))
+        (directory / "threads.txt").write_text(stacks.dump())
         for number, machine in enumerate(self.all):
             (directory / f"console{number}.txt").write_text(machine.serial.text)
             (directory / f"machine{number}.txt").write_text("\n".join(description(machine)))
@@ -59,15 +57,10 @@ def description(machine: Machine) -> Iterator[str]:
     yield repr(machine)
     yield repr(machine.config)
     yield f"outcome: {machine.outcome}"
+    yield machine.hang_report("a test failed")
     yield pformat(machine.statistics(), width=120)
     for thread in harts(machine):
         yield thread.report("")
-
-
-def stacks() -> Iterator[str]:
-    names = {thread.ident: thread.name for thread in threading.enumerate()}
-    for ident, frame in sys._current_frames().items():
-        yield f"{names.get(ident, ident)}:\n{''.join(traceback.format_stack(frame))}"
 
 
 # -- what a test may want of a machine's inside ------------------------------------------------------------------------

@@ -39,7 +39,7 @@ class MachineView:
     def _io(self) -> Iterable[str]:
         board = self._board
         for device in board.virtio:
-            yield f"{device.name}: {device.in_flight.count} copies in flight"
+            yield f"{device.name}: copies in flight: {device.in_flight.count}"
         for call, s in board.workers.statistics().running.items():
             yield f"{call} for {s:.1f} s"
         for thread in board.io_threads:
