@@ -11,7 +11,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,11 +123,11 @@ class Broken(SystemExit):
 class Run:
     """A monitor in a process of its own, its serial port on a pipe."""
 
-    def __init__(self, argv: Sequence[str]) -> None:
+    def __init__(self, argv: Sequence[str], env: Mapping[str, str] | None = None) -> None:
         self.argv = list(argv)
         self.began = time.perf_counter()
         self.process = subprocess.Popen(
-            argv, cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
+            argv, cwd=ROOT, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, bufsize=0
         )
         self.output = b""
 
@@ -169,9 +169,9 @@ class Run:
 
 
 @contextmanager
-def running(argv: Sequence[str]) -> Iterator[Run]:
+def running(argv: Sequence[str], env: Mapping[str, str] | None = None) -> Iterator[Run]:
     """A run that is over when the block is."""
-    run = Run(argv)
+    run = Run(argv, env)
     try:
         yield run
     finally:

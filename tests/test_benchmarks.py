@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
+import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,8 +14,8 @@ import pytest
 
 from benchmarks import page, quiet
 from benchmarks.exits import Cell, distribution, measure
-from benchmarks.guests import Line
-from benchmarks.locks import blocks, headline, latency, model, threads
+from benchmarks.guests import ROOT, Line
+from benchmarks.locks import blocks, headline, latency, model, seamless, seams, threads
 from benchmarks.plot import chart, svg
 from benchmarks.quiet import Quiet
 from vmm.bql import POLICIES, Policy
@@ -175,3 +179,38 @@ def test_the_model_sees_points_of_few_threads_only_and_is_checked_by_the_others(
     assert not model.is_fitted(("device", 8, 8))
     assert model.load_of(("bql", 8, 8), 2) == model.Load(threads=8, locks=1, processors=2)
     assert model.load_of(("device", 8, 4), 2) == model.Load(threads=8, locks=4, processors=2)
+
+
+def test_a_run_without_seams_has_none_and_still_takes_its_locks(tmp_path: Path) -> None:
+    look = """
+from benchmarks.locks import seamless
+seamless.take_out()
+import inspect, linecache
+from vmm.devices.uart16550 import Uart16550
+from vmm.fabric.iothread import IoThread
+from vmm.locks import Device, DeviceLock, Locking, entry
+assert "serving" not in IoThread._main.__code__.co_names
+assert "__enter__" not in vars(DeviceLock)
+assert "contend" not in "".join(linecache.getlines(Uart16550.read.__code__.co_filename))
+class Thing(Device):
+    @entry
+    def held(self):
+        return self._lock.held()
+assert Locking().make(Thing, "thing0").held()
+"""
+    env = {**os.environ, "PYTHONPYCACHEPREFIX": str(tmp_path)}
+    subprocess.run([sys.executable, "-c", look], cwd=ROOT, env=env, check=True)
+
+
+def test_the_places_that_are_taken_out_are_found() -> None:
+    source = "with a.serving(), b:\n    c\nwith d.waiting():\n    e\nwith f.serving(1): g"
+    tree, found = seamless.without_seams(source, "x")
+    assert found == 2
+    assert ast.unparse(tree).splitlines() == ["with b:", "    c", "e", "with f.serving(1):", "    g"]
+    assert seams.seams() >= 10
+
+
+def test_an_interval_holds_its_median() -> None:
+    low, high = seams.interval([1.0, 1.01, 1.02, 1.03, 1.5])
+    assert 1.0 <= low <= 1.02 <= high <= 1.5
+    assert seams.interval([1.0, 1.0]) == (1.0, 1.0)
