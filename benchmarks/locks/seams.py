@@ -85,7 +85,7 @@ def add(report: Report, python: str, samples: dict[str, list[Times]]) -> None:
                 "ratio",
                 compared,
                 bound=f"{text}; off at most {BOUND}",
-                met=median <= BOUND,
+                met=medians[OFF] <= BOUND,
             )
         )
 
