@@ -1,64 +1,22 @@
-"""All exhibits, in the order of the catalogue."""
+"""All exhibits, in the order of the catalogue: one module each, named by its entry.
+
+`mutant` and `twin` hold their programs by entry, so that `python -m vmm.testing.schedule explore --depth 3
+tests.museum.catalogue:mutant.M7` runs one.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from pathlib import Path
+from types import SimpleNamespace
 from typing import Final
 
-from tests.museum import (
-    m01_hpet,
-    m02_dma_to_self,
-    m03_scripts,
-    m04_shared_flag,
-    m05_blocked_neighbour,
-    m06_moved_stall,
-    m07_lost_kick,
-    m08_migration_waits,
-    m09_nested_loop,
-    m10_unplug,
-    m11_reset_waits,
-    m12_early_completion,
-    m14_spinning_loop,
-    m15_ring_order,
-    m16_helper_without_lock,
-    m17_stop_the_world,
-    m18_dead_client,
-    m19_two_streams,
-    m20_restored_deadline,
-    m21_unseen_stall,
-    m22_hand_offs,
-    s01_moved_bar,
-    s02_pause_protocol,
-    s03_plug_abba,
-    s04_callback,
-)
+from tests.museum.exhibit import Exhibit
 
-EXHIBITS: Final = tuple(
-    module.EXHIBIT
-    for module in (
-        m01_hpet,
-        m02_dma_to_self,
-        m03_scripts,
-        m04_shared_flag,
-        m05_blocked_neighbour,
-        m06_moved_stall,
-        m07_lost_kick,
-        m08_migration_waits,
-        m09_nested_loop,
-        m10_unplug,
-        m11_reset_waits,
-        m12_early_completion,
-        m14_spinning_loop,
-        m15_ring_order,
-        m16_helper_without_lock,
-        m17_stop_the_world,
-        m18_dead_client,
-        m19_two_streams,
-        m20_restored_deadline,
-        m21_unseen_stall,
-        m22_hand_offs,
-        s01_moved_bar,
-        s02_pause_protocol,
-        s03_plug_abba,
-        s04_callback,
-    )
+EXHIBITS: Final[tuple[Exhibit, ...]] = tuple(
+    import_module(f"tests.museum.{path.stem}").EXHIBIT for path in sorted(Path(__file__).parent.glob("[ms]??_*.py"))
 )
+SCHEDULED: Final = tuple(exhibit for exhibit in EXHIBITS if exhibit.program)
+
+mutant: Final = SimpleNamespace(**{exhibit.id: exhibit.threads("mutant") for exhibit in SCHEDULED})
+twin: Final = SimpleNamespace(**{exhibit.id: exhibit.threads("twin") for exhibit in SCHEDULED})

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vmm.errors import LockOrderError
+from vmm.lockreport import Kind
 from vmm.locks import Kit, Locking
 
 Subject: TypeAlias = Callable[..., Any]
+Side: TypeAlias = Literal["mutant", "twin"]
 
 
 class Stage(Kit):
@@ -58,25 +60,46 @@ class Exhibit:
         """Whether the correct code is this monitor's own."""
         return "real" if self.twin.__module__.partition(".")[0] == "vmm" else "model"
 
+    def threads(self, side: Side) -> Threads:
+        """One of the two as a program."""
+        return Threads(self, side)
+
     @property
     def story(self) -> str:
         """What happened elsewhere and what is planted, in a few lines."""
         return inspect.cleandoc(sys.modules[self.mutant.__module__].__doc__ or "")
 
 
-def lock_report(run: Callable[[Locking], object], locking: Locking | None = None) -> str | None:
-    """What the checked locks report of a run, on one line."""
+class Threads:
+    """A subject of an exhibit as a program, with the name under which the catalogue has it."""
+
+    def __init__(self, exhibit: Exhibit, side: Side) -> None:
+        if exhibit.program is None:
+            raise TypeError(f"{exhibit.id} has no threads")
+        self.__module__ = "tests.museum.catalogue"
+        self.__qualname__ = f"{side}.{exhibit.id}"
+        self.__wrapped__ = exhibit.program  # in whose file it is
+        self._program = exhibit.program(getattr(exhibit, side))
+
+    def __call__(self, stage: Any) -> None:
+        self._program(stage)
+
+
+def lock_report(kind: Kind, run: Callable[[Locking], object], locking: Locking | None = None) -> str | None:
+    """What the checked locks report of a run, if it is of this kind, on one line."""
     locking = locking or Locking(checked=True)
     try:
         run(locking)
     except LockOrderError:
         pass
-    return first_report(locking)
+    return first_report(kind, locking)
 
 
-def first_report(locking: Locking) -> str | None:
-    """The first report of checked locks, on one line."""
+def first_report(kind: Kind, locking: Locking) -> str | None:
+    """The first report of one kind, on one line. Others are a defect of the exhibit, unless they come with it."""
     if locking.checker is None:
         raise CheckerOff("these locks are not checked")
     reports = locking.checker.reports
-    return str(reports[0]).splitlines()[0] if reports else None
+    fitting = [report for report in reports if report.kind is kind]
+    assert fitting or not reports, f"reported, but not as {kind}: {reports[0]}"
+    return str(fitting[0]).splitlines()[0] if fitting else None

@@ -14,11 +14,14 @@ import time
 from collections.abc import Callable
 from typing import Any, Final, Literal
 
+from tests.museum import catalogue
 from tests.museum.exhibit import Program, Stage
 from vmm.locks import Condition, DeviceLock, Rank, Thread
+from vmm.machine import lifecycle
 
 RUNS: Final = 1000
-PATIENCE_S: Final = 30.0
+PATIENCE_S: Final = 20.0
+MOST_STEPS: Final = 100_000
 
 
 class ToolLock:
@@ -133,7 +136,9 @@ def frontrun(program: Program, strategy: str) -> dict[str, Any]:
     import frontrun as tool  # type: ignore[import-not-found]
 
     count = len(ToolStage(program).threads)
-    options = {"max_executions": RUNS} if strategy == "dpor" else {"max_attempts": RUNS, "seed": 1}
+    options: dict[str, Any] = {"max_executions": RUNS}
+    if strategy == "random":
+        options = {"max_attempts": RUNS, "max_ops": MOST_STEPS, "seed": 1}
     result = tool.explore(
         setup=lambda: ToolStage(program),
         workers=[lambda stage, index=index: stage.threads[index]() for index in range(count)],
@@ -179,12 +184,10 @@ TOOLS: Final = {
 
 def main(arguments: list[str]) -> int:
     tool, name, side = arguments
-    from tests.museum.catalogue import EXHIBITS
-
-    (exhibit,) = (exhibit for exhibit in EXHIBITS if exhibit.id == name)
-    assert exhibit.program is not None
-    program = exhibit.program(getattr(exhibit, side))
+    # A tool's threads may be none that `threading` knows, and have no name to set.
+    lifecycle.name_os_thread = lambda name: None  # type: ignore[attr-defined]
     began = time.monotonic()
+    program = getattr({"mutant": catalogue.mutant, "twin": catalogue.twin}[side], name)
     found = TOOLS[tool](program)
     print(json.dumps({**found, "seconds": round(time.monotonic() - began, 2)}))
     return 0

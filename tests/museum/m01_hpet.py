@@ -10,6 +10,7 @@ from tests.museum.exhibit import Exhibit, Program, Stage, lock_report
 from vmm.devices.rtc_goldfish import GoldfishRtc
 from vmm.fabric.clock import Clock
 from vmm.fabric.irq import Wire
+from vmm.lockreport import Kind
 from vmm.locks import Locking, lockfree
 from vmm.testing.fakes import FakeClock, FakeWire
 
@@ -39,7 +40,7 @@ def check(rtc: type[GoldfishRtc]) -> str | None:
         device.alarm_due()
         device.write(IRQ_ENABLED, 4, 1)
 
-    return lock_report(run)
+    return lock_report(Kind.CYCLE, run)
 
 
 def program(rtc: type[GoldfishRtc]) -> Program:

@@ -14,6 +14,7 @@ from vmm.errors import LockOrderError
 from vmm.fabric.bus import Bus
 from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
+from vmm.lockreport import Kind
 from vmm.locks import Locking, entry
 from vmm.testing.virtio_driver import REGISTERS, VirtioBench
 
@@ -61,7 +62,7 @@ def check(rng: type[VirtioRng]) -> str | None:
             bench.run()
     except LockOrderError:
         pass
-    return first_report(bench.locking)
+    return first_report(Kind.RE_ENTRY, bench.locking)
 
 
 EXHIBIT = Exhibit(

@@ -6,6 +6,7 @@ loop and the flush are models of the same shape.
 from __future__ import annotations
 
 from tests.museum.exhibit import Exhibit, Program, Stage, lock_report
+from vmm.lockreport import Kind
 from vmm.locks import Locking
 
 DEADLINE_S = 0.5
@@ -54,7 +55,7 @@ def check(migration: type[Migration]) -> str | None:
         made.main_loop()
         made.run()
 
-    return lock_report(run)
+    return lock_report(Kind.CYCLE, run)
 
 
 def program(migration: type[Migration]) -> Program:

@@ -12,6 +12,7 @@ from vmm.devices.virtio.rng import VirtioRng
 from vmm.fabric.dma import Dma
 from vmm.fabric.iothread import IoThread
 from vmm.fabric.ram import Ram
+from vmm.lockreport import Kind
 from vmm.locks import Locking, lockfree
 from vmm.testing.fakes import FakeWire
 from vmm.testing.virtio_driver import BASE
@@ -51,7 +52,7 @@ def check(device: type[VirtioRng]) -> str | None:
         nic.close()
         other.close()
         io.stop()
-    return first_report(locking)
+    return first_report(Kind.HOME, locking)
 
 
 EXHIBIT = Exhibit(

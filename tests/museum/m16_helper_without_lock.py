@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from tests.museum.exhibit import Exhibit, lock_report
 from vmm.devices.rtc_goldfish import GoldfishRtc
+from vmm.lockreport import Kind
 from vmm.locks import Locking, lockfree
 from vmm.testing.fakes import FakeClock, FakeWire
 
@@ -22,7 +23,7 @@ def check(rtc: type[GoldfishRtc]) -> str | None:
     def run(locking: Locking) -> None:
         locking.make(rtc, "rtc", wire=FakeWire(), clock=FakeClock()).alarm_due()
 
-    return lock_report(run)
+    return lock_report(Kind.PRIVATE, run)
 
 
 EXHIBIT = Exhibit(

@@ -9,6 +9,7 @@ from typing import Any
 
 from tests.museum.exhibit import Exhibit, Program, Stage, lock_report
 from tests.museum.m07_lost_kick import Hart
+from vmm.lockreport import Kind
 from vmm.locks import Kit, Locking, Rank
 from vmm.vcpu.thread import Gate
 
@@ -70,7 +71,7 @@ def check(plugins: type[Plugins]) -> str | None:
         world.run_hart()
         world.plugins.uninstall()
 
-    return lock_report(run)
+    return lock_report(Kind.CYCLE, run)
 
 
 def program(plugins: type[Plugins]) -> Program:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from tests.museum.exhibit import Exhibit, Program, Stage, lock_report
+from vmm.lockreport import Kind
 from vmm.locks import Device, Locking, entry
 
 
@@ -77,7 +78,7 @@ def check(pair: Any) -> str | None:
         one.send()
         other.send()
 
-    return lock_report(run)
+    return lock_report(Kind.CYCLE, run)
 
 
 def program(pair: Any) -> Program:

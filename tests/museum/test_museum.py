@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import pytest
 
-from tests.museum.catalogue import EXHIBITS
+from tests.museum.catalogue import EXHIBITS, SCHEDULED, mutant, twin
 from tests.museum.exhibit import CheckerOff, Exhibit, lock_report
 from tests.museum.m19_two_streams import LooksTwice, fuzz
 from tests.museum.schedules import SCHEDULES, first_failure
+from vmm.lockreport import Kind
 from vmm.locks import Locking
+from vmm.testing.schedule.trace import load_program, program_name
 
-SCHEDULED = [exhibit for exhibit in EXHIBITS if exhibit.program]
 each = pytest.mark.parametrize("exhibit", EXHIBITS, ids=[exhibit.id for exhibit in EXHIBITS])
 scheduled = pytest.mark.parametrize("exhibit", SCHEDULED, ids=[exhibit.id for exhibit in SCHEDULED])
+
+
+def test_every_entry_of_the_catalogue_is_shown_once() -> None:
+    assert [exhibit.id for exhibit in EXHIBITS] == [*(f"M{n}" for n in range(1, 23)), *(f"S{n}" for n in range(1, 5))]
 
 
 @each
@@ -28,17 +33,15 @@ def test_the_checker_is_silent_on_the_twin(exhibit: Exhibit) -> None:
 @scheduled
 @pytest.mark.parametrize("strategy", ["random", "pct"])
 def test_schedules_find_the_mutant_and_nothing_in_the_twin(exhibit: Exhibit, strategy: str) -> None:
-    assert exhibit.program is not None
-    assert first_failure(exhibit.program(exhibit.mutant), strategy, schedules=SCHEDULES)
-    assert first_failure(exhibit.program(exhibit.twin), strategy) is None
+    assert first_failure(exhibit.threads("mutant"), strategy, schedules=SCHEDULES)
+    assert first_failure(exhibit.threads("twin"), strategy) is None
 
 
 @pytest.mark.slow
 @scheduled
 @pytest.mark.parametrize("strategy", ["random", "pct"])
 def test_a_thousand_schedules_find_nothing_in_the_twin(exhibit: Exhibit, strategy: str) -> None:
-    assert exhibit.program is not None
-    assert first_failure(exhibit.program(exhibit.twin), strategy, schedules=SCHEDULES) is None
+    assert first_failure(exhibit.threads("twin"), strategy, schedules=SCHEDULES) is None
 
 
 def test_one_stream_of_accesses_finds_nothing_in_the_uart_that_looks_twice() -> None:
@@ -53,6 +56,14 @@ def test_an_exhibit_says_what_it_shows(exhibit: Exhibit) -> None:
     assert exhibit.mutant is not exhibit.twin
 
 
+@scheduled
+def test_a_program_has_the_name_by_which_it_is_found_again(exhibit: Exhibit) -> None:
+    for side, held in (("mutant", mutant), ("twin", twin)):
+        found = getattr(held, exhibit.id)
+        assert program_name(found) == f"tests.museum.catalogue:{side}.{exhibit.id}"
+        assert load_program(program_name(found)) is found
+
+
 def test_a_checker_that_was_switched_off_says_so() -> None:
     with pytest.raises(CheckerOff):
-        lock_report(lambda locking: None, Locking())
+        lock_report(Kind.CYCLE, lambda locking: None, Locking())
