@@ -45,7 +45,7 @@ from vmm.locks import (
     door_around,
     door_of,
 )
-from vmm.racecheck import OWN_FILES, watched
+from vmm.racecheck import OWN_FILES, Tenure, watched
 from vmm.waitfor import Sighting
 
 C = TypeVar("C")
@@ -113,7 +113,7 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         self.around = around
         self.node = Node(self.lock_class, rank.name, checker.module_of(self.lock_class, rank))
         self.uid = next(_uids)
-        self.tenure: tuple[int] | None = None
+        self.tenure: Tenure | None = None
         self._checker = checker
         self._inner = inner
 
@@ -165,7 +165,7 @@ class CheckedCondition:
         self.around: Final = None
         self.node: Final = Node(lock_class, Rank.LEAF.name, checker.module_of(lock_class, Rank.LEAF))
         self.uid: Final = next(_uids)
-        self.tenure: tuple[int] | None = None
+        self.tenure: Tenure | None = None
         self._checker = checker
         self._inner = inner
 
@@ -204,7 +204,7 @@ class CheckedProgress(Progress):
         super().__init__(name)
         self.node: Final = Node(progress_class, "", checker.module_of(progress_class))
         self.uid: Final = next(_uids)
-        self.tenure: tuple[int] | None = None
+        self.tenure: Tenure | None = None
         self._checker = checker
         self._inner = inner
 
@@ -355,7 +355,7 @@ class Checker(Kit):
         frame = _outside(sys._getframe(1))
         me.holds[what.uid] = _Hold(what, frame, frame.f_lineno)
         me.path = (*me.path, what.uid)
-        what.tenure = (threading.get_ident(),)
+        what.tenure = (threading.get_ident(), id(frame))
 
     def frees(self, what: Held) -> bool:
         """Note a release; whether there is a lock to release."""

@@ -10,8 +10,8 @@ It is Eraser's lockset method (Savage et al., "Eraser: A Dynamic Data Race Detec
   through Eraser's phases: exclusive to the first thread after the constructor; from the second thread on the candidate
   set shrinks to the locks that every access held; empty, and written by anybody, it is a finding.
 
-What a class names in `lockfree_fields`, with the reason, is exempt. What is changed in place without being set (a
-deque, a list of wiring) is not seen; nor is, before CPython 3.12, `memoryview` of a bytearray.
+What a class names in `lockfree_fields`, with the reason, is exempt. Not seen are wiring that is only ever changed in
+place (a deque that no method replaces), iterators and buffers of a container that are used after the lock is free.
 
 Under the big-lock policy a device's own lock is still the one asked for: the device has to be right under both.
 Each access is a point of the kit, before it happens: a schedule may switch there.
@@ -23,7 +23,8 @@ import dis
 import itertools
 import sys
 import threading
-from collections.abc import Callable, Container, Iterator
+from collections import deque
+from collections.abc import Callable, Container, Iterator, Sequence
 from functools import cache, partial
 from threading import get_ident
 from types import CodeType, FrameType, FunctionType, MethodDescriptorType, WrapperDescriptorType
@@ -34,8 +35,8 @@ from vmm.lockreport import Stack, Witness, frames
 from vmm.locks import Device
 from vmm.state import CONTAINERS, DeviceState, field_types
 
-_Frames: TypeAlias = tuple[tuple[CodeType, int], ...]
-"""A stack as code and last instruction: a line takes time to look up, and frames would keep their locals alive."""
+_Frame: TypeAlias = tuple[CodeType, int]
+"""Code and last instruction: to look up the line takes time, and frames would keep their locals alive."""
 
 STACK_DEPTH: Final = 16  # of frames kept; the checker's own are left out when they are shown
 
@@ -47,13 +48,18 @@ OWN_FILES: Final = frozenset(
 READ: Final = 0
 WRITE: Final = 1
 _VERBS: Final = ("reads", "writes")
+_IN_PLACE: Final = (list, dict, set, deque, bytearray)
+
+
+Tenure: TypeAlias = tuple[int, int]
+"""The ident of a thread that holds a lock, and the id of the frame that took it: a new one each time it is taken."""
 
 
 class GuardLock(Protocol):
     """What this needs of a checked lock."""
 
-    tenure: tuple[int] | None
-    """The ident of the thread that holds it, in a new tuple each time that it is taken."""
+    tenure: Tenure | None
+    """Who holds it."""
 
 
 class Finder(Protocol):
@@ -75,14 +81,10 @@ class _Mark(NamedTuple):
     """An access that was made."""
 
     order: int
-    verb: str
     thread: str
     locked: bool
-    frames: _Frames
-
-    def witness(self, name: str) -> Witness:
-        lock = "with" if self.locked else "without"
-        return Witness(f"{name} was last {self.verb} {lock} the lock at", _stack(self.frames), self.thread)
+    inner: Sequence[_Frame]
+    outer: Sequence[_Frame]
 
 
 class Guard:
@@ -95,13 +97,20 @@ class Guard:
         self.point = finder.point
         self._finder = finder
         # The tenure in which each access was last marked: once in each is enough to tell who it was.
-        self.seen: list[tuple[int] | None] = [None] * len(self.labels)
+        self.seen: list[Tenure | None] = [None] * len(self.labels)
         self._marks: list[_Mark | None] = [None] * len(self.labels)
         self._order = itertools.count()
+        # What all marks of one tenure have in common.
+        self._tenure: Tenure | None = None
+        self._thread = ""
+        self._outer: Sequence[_Frame] = ()
         # Eraser's, by attribute: the thread it is exclusive to, then the candidate set; those written while shared.
         self._first: dict[int, int] = {}
         self._candidates: dict[int, frozenset[object]] = {}
         self._written: set[int] = set()
+        self._alone = frozenset((lock,))
+        # Whether the candidate set is this device's lock alone: who holds it can do no wrong.
+        self._settled = [False] * len(names)
 
     def state(self, access: int) -> None:
         """The calling thread is about to make an access to state."""
@@ -110,28 +119,34 @@ class Guard:
             if not self._finder.constructs(self.device):
                 self._report(access, f"without the lock of {self._whose()}")
         elif self.seen[access] is not tenure:
-            self.mark(access, tenure)
+            self.mark(access, tenure, sys._getframe(1))
         self.point(self.labels[access])
 
-    def wiring(self, access: int) -> None:
-        """The calling thread is about to make an access to an attribute."""
+    def wiring(self, access: int, value: object = None) -> None:
+        """The calling thread is about to make an access to an attribute. Whoever reads one that is a container may
+        change what is in it."""
         tenure, number, ident = self.lock.tenure, access >> 1, get_ident()
         owned = tenure is not None and tenure[0] == ident
-        candidates = self._candidates.get(number)
-        if candidates is not None or self._shared(number, ident):
-            if owned and (candidates is None or self.lock in candidates):
-                candidates = frozenset((self.lock,))
-            else:
-                held = self._finder.held()
-                candidates = held if candidates is None else candidates & held
-            self._candidates[number] = candidates
-            if access & WRITE:
-                self._written.add(number)
-            if not candidates and number in self._written:
-                self._report(access, f"of {self._whose()}, which threads share with no lock that all of them take")
-        if not owned or self.seen[access] is not tenure:
-            self.mark(access, tenure if owned else None)
+        if not (owned and self._settled[number]):
+            self._refine(access, ident, owned, bool(access & WRITE) or isinstance(value, _IN_PLACE))
+        if not owned:
+            self._mark_unlocked(access)
+        elif self.seen[access] is not tenure:
+            self.mark(access, tenure, sys._getframe(1))  # type: ignore[arg-type]  # it is owned
         self.point(self.labels[access])
+
+    def _refine(self, access: int, ident: int, owned: bool, writes: bool) -> None:
+        number = access >> 1
+        candidates = self._candidates.get(number)
+        if candidates is None and not self._shared(number, ident):
+            return
+        held = self._alone if owned and (candidates is None or self.lock in candidates) else self._finder.held()
+        candidates = self._candidates[number] = held if candidates is None else candidates & held
+        if writes:
+            self._written.add(number)
+        self._settled[number] = candidates == self._alone and number in self._written
+        if not candidates and number in self._written:
+            self._report(access, f"of {self._whose()}, which threads share with no lock that all of them take")
 
     def _shared(self, number: int, ident: int) -> bool:
         """Whether a second thread has an attribute now that was exclusive to one."""
@@ -142,11 +157,24 @@ class Guard:
             return False
         return first != ident
 
-    def mark(self, access: int, tenure: tuple[int] | None) -> None:
+    def mark(self, access: int, tenure: Tenure, frame: FrameType | None) -> None:
+        """Note an access of whoever holds the lock, in `frame`."""
+        inner: list[_Frame] = []
+        while frame:
+            inner.append((frame.f_code, frame.f_lasti))
+            if id(frame) == tenure[1]:  # behind it nothing has moved since the lock was taken
+                frame = frame.f_back
+                break
+            frame = frame.f_back
+        if self._tenure is not tenure:
+            self._tenure, self._thread, self._outer = tenure, threading.current_thread().name, _frames(frame)
         self.seen[access] = tenure
-        verb = "written" if access & WRITE else "read"
-        thread = threading.current_thread().name
-        self._marks[access] = _Mark(next(self._order), verb, thread, tenure is not None, _frames(sys._getframe(1)))
+        self._marks[access] = _Mark(next(self._order), self._thread, True, inner, self._outer)
+
+    def _mark_unlocked(self, access: int) -> None:
+        thread, at = threading.current_thread().name, _frames(sys._getframe(1))
+        self.seen[access] = None
+        self._marks[access] = _Mark(next(self._order), thread, False, at, ())
 
     def retired(self) -> Guard:
         """What watches state of this device that is being replaced."""
@@ -154,12 +182,16 @@ class Guard:
 
     def _report(self, access: int, how: str) -> None:
         """A read is reported with the last write, a write with the last access, as far as there was one."""
-        written, read = self._marks[access | WRITE], self._marks[access & ~WRITE]
-        last = (written or read) if access & WRITE == READ else max(filter(None, (written, read)), default=None)
-        witnesses = (last.witness(self._name(access)),) if last else ()
-        self._found(access, how, witnesses)
+        read, written = ((self._marks[one], one) for one in (access & ~WRITE, access | WRITE))
+        earlier = [(mark, one) for mark, one in (written, read) if mark]
+        self._found(access, how, [self._witness(*(max(earlier) if access & WRITE else earlier[0]))] if earlier else [])
 
-    def _found(self, access: int, how: str, others: tuple[Witness, ...]) -> None:
+    def _witness(self, mark: _Mark, access: int) -> Witness:
+        verb, lock = "written" if access & WRITE else "read", "with" if mark.locked else "without"
+        text = f"{self._name(access)} was last {verb} {lock} the lock at"
+        return Witness(text, _stack([*mark.inner, *mark.outer]), mark.thread)
+
+    def _found(self, access: int, how: str, others: list[Witness]) -> None:
         name = self._name(access)
         here = Witness("at", _stack(_frames(sys._getframe(1))), threading.current_thread().name)
         text = f"{_VERBS[access & WRITE]} {name} {how}"
@@ -173,7 +205,7 @@ class Guard:
 
 
 class _Untaken:
-    tenure: tuple[int] | None = None
+    tenure: Tenure | None = None
 
 
 class _Retired(Guard):
@@ -186,7 +218,7 @@ class _Retired(Guard):
 
     def state(self, access: int) -> None:
         replaced = Witness("it was replaced at", _stack(self._at), self._by)
-        self._found(access, f"in state that {self._whose()} has replaced", (replaced,))
+        self._found(access, f"in state that {self._whose()} has replaced", [replaced])
 
 
 # -- the checked variant's class attributes ----------------------------------------------------------------------------
@@ -265,7 +297,7 @@ def _watched_field(member: Any, number: int, kind: type) -> property:
             guard.state(read)
         else:
             if guard.seen[read] is not tenure:
-                guard.mark(read, tenure)
+                guard.mark(read, tenure, sys._getframe(1))
             guard.point(guard.labels[read])
         return get_value(self)
 
@@ -276,7 +308,7 @@ def _watched_field(member: Any, number: int, kind: type) -> property:
             guard.state(write)
         else:
             if guard.seen[write] is not tenure:
-                guard.mark(write, tenure)
+                guard.mark(write, tenure, sys._getframe(1))
             guard.point(guard.labels[write])
         set_value(self, value)
 
@@ -351,7 +383,7 @@ def _watched_attribute(name: str, number: int, guard_of: Callable[[Device], Guar
 
     def get(self: Device) -> Any:
         value = _value(self, name)
-        guard_of(self).wiring(read)
+        guard_of(self).wiring(read, value)
         return value
 
     def put(self: Device, value: Any) -> None:
@@ -390,15 +422,15 @@ def _set_by(code: CodeType) -> Iterator[str]:
 # -- stacks ------------------------------------------------------------------------------------------------------------
 
 
-def _frames(frame: FrameType | None) -> _Frames:
-    taken: list[tuple[CodeType, int]] = []
+def _frames(frame: FrameType | None) -> Sequence[_Frame]:
+    taken: list[_Frame] = []
     while frame and len(taken) < STACK_DEPTH:
         taken.append((frame.f_code, frame.f_lasti))
         frame = frame.f_back
-    return tuple(taken)
+    return taken
 
 
-def _stack(raw: _Frames) -> Stack:
+def _stack(raw: Sequence[_Frame]) -> Stack:
     return frames([(code, _line(code, at)) for code, at in raw if code.co_filename not in OWN_FILES])
 
 

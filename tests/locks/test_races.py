@@ -251,6 +251,7 @@ class Model(Device):
         self._state = self.State()
         self._state.value = 1
         self._hits = self._home = self._shared = 0
+        self._epochs = [0]
 
     @entry
     def run(self, inside: Callable[[Model], object]) -> object:
@@ -263,6 +264,11 @@ class Model(Device):
     @entry
     def reset(self) -> None:
         self._state = self.State()
+        self._epochs = [self._epochs[0] + 1]
+
+    @lockfree("planted: it forgets the lock that `reset` takes")
+    def stale(self, epoch: int) -> bool:
+        return self._epochs[0] != epoch
 
     @entry
     def count(self) -> None:
@@ -407,6 +413,12 @@ def test_wiring_that_threads_share_under_the_lock_needs_it_everywhere(model: Mod
     report = str(caught.value)
     assert "reads model0._shared of model0 (class Model), which threads share with no lock" in report
     assert "model0._shared was last written with the lock at, by intruder:" in report
+
+
+def test_a_list_of_wiring_counts_as_written_by_whoever_gets_hold_of_it(model: Model) -> None:
+    assert not model.stale(0)
+    with pytest.raises(LockOrderError, match=r"reads model0\._epochs of model0 .*, which threads share with no lock"):
+        elsewhere(lambda: model.stale(0))
 
 
 def test_what_a_class_declares_to_be_lock_free_is_exempt(model: Model, locking: Locking) -> None:
