@@ -123,6 +123,28 @@ def test_what_a_removed_window_needs_is_given_back_once_every_reader_has_let_go(
     assert given_back == [1]
 
 
+def test_every_reader_is_told_that_the_map_has_changed():
+    bus = Bus()
+    first, second = (bus.reader(name, lambda: None) for name in ("vcpu0", "vcpu1"))
+    for reader in (first, second):
+        reader.refresh()
+    assert not first.stale
+    for change in (
+        lambda: bus.map(0x1000, 0x100, Recorder(), "device"),
+        lambda: bus.move(0x1000, 0x2000),
+        lambda: bus.replace(0x2000, Recorder(), "another"),
+        lambda: bus.doorbell(0x2000, 4, None, 3),
+        lambda: bus.unmap(0x2000),
+    ):
+        change()
+        assert first.stale
+        assert second.stale
+        first.refresh()
+        second.refresh()
+        assert not first.stale
+        assert not second.stale
+
+
 def test_a_reader_that_leaves_holds_nothing_up_and_without_readers_nothing_waits():
     bus = Bus()
     given_back: list[int] = []

@@ -6,6 +6,7 @@ from typing import Any
 
 from vmm.errors import DeadlineError
 from vmm.fabric.irq import Wire
+from vmm.locks import DeviceLock
 from vmm.machine import virt
 from vmm.machine.boot import Entry
 from vmm.machine.harts import Surroundings
@@ -46,6 +47,7 @@ class SoftwareHarts:
             from vmm.vcpu.metered import metered
 
             kind, more = metered(kind), {**more, "meter": meter}
+        outside = around.locking.outside_guest
         self._threads = [
             kind(
                 vcpu,
@@ -53,7 +55,7 @@ class SoftwareHarts:
                 around.bus,
                 self._gate,
                 sbi=self._call,
-                outside_guest=around.locking.outside_guest if around.locking.policy == "bql" else None,
+                outside_guest=outside if isinstance(outside, DeviceLock) else None,
                 on_death=self._died,
                 **more,
             )

@@ -72,15 +72,17 @@ def stencil_table() -> tuple[ctypes.Array[ctypes.c_char], dict[str, int]]:
 
 
 class Natives:
-    """The functions of the image that Python calls. All but `run` are short, and keep the GIL."""
+    """The functions of the image that Python calls. All but what `runner` gives are short, and keep the GIL."""
 
     def __init__(self, image: LoadedImage) -> None:
         address, word, half = ctypes.c_uint64, ctypes.c_uint64, ctypes.c_uint32
+        run = ctypes.CFUNCTYPE(ctypes.c_int64, address)
 
         def short(name: str, result: Any, *arguments: Any) -> Callable[..., Any]:
             return ctypes.PYFUNCTYPE(result, *arguments)(image.address(name))
 
-        self.run: Callable[[int], int] = ctypes.CFUNCTYPE(ctypes.c_int64, address)(image.address("run"))
+        # One for each hart: on free-threaded builds all would count references to the same one, on one cache line.
+        self.runner: Callable[[], Callable[[int], int]] = lambda: run(image.address("run"))
         self.wake = short("wake", None, address, half)
         self.set_level = short("plic_set_level", None, address, word, word)
         self.set_mode = short("set_mode", None, address)
@@ -177,7 +179,7 @@ class SoftwareVcpu:
         self.mmio_value = self.words.view("mmio_value")
         self.mmio_state = self.words.view("mmio_state")
         self._budget = self.words.view("budget")
-        self._run = backend.natives.run
+        self._run = backend.natives.runner()
         self._image = backend.image
         self._ram = backend.ram
         self._sbi = backend.sbi

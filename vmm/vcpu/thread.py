@@ -9,13 +9,13 @@ from __future__ import annotations
 import sys
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from typing import Protocol
 
 from vmm.errors import DeadlineError, InternalError
 from vmm.fabric.bus import Bus, BusDoorbell, BusFault, Mapping, Snapshot
 from vmm.fabric.threads import name_os_thread, wait_exactly
-from vmm.locks import PLAIN, Kit
+from vmm.locks import PLAIN, DeviceLock, Kit
 from vmm.vcpu import layout
 from vmm.vcpu.layout import Exit, Mmio
 from vmm.vcpu.software import SignalStack, SoftwareBackend, SoftwareVcpu, catch_host_faults
@@ -155,7 +155,7 @@ class VcpuThread:
         gate: Gate,
         *,
         sbi: SbiCalls,
-        outside_guest: AbstractContextManager[object] | None,
+        outside_guest: DeviceLock | None,
         on_death: Callable[[VcpuThread, str], None],
     ) -> None:
         self.vcpu = vcpu
@@ -171,8 +171,8 @@ class VcpuThread:
         self._sbi = sbi
         self._outside_guest = outside_guest
         self._on_death = on_death
-        self._reader = bus.reader(self.name, vcpu.kick)
         self._bus = bus
+        self._reader = bus.reader(self.name, vcpu.kick)
         # Held by `_reader` while this thread is inside, with the windows found in it.
         self._snapshot = _NO_SNAPSHOT
         # Those that native code knows of.
@@ -267,19 +267,34 @@ class VcpuThread:
 
     def _run(self) -> None:
         """Guest code and exits, until the gate wants this thread."""
-        run = self._enter
-        exits = self.exits
-        outside = self._outside_guest
+        if self._outside_guest is None:
+            self._run_free()
+        else:
+            self._run_under(self._outside_guest)
+
+    # Both loop by `while True`: CPython 3.11 specializes a loop at that jump back, and at no conditional one.
+
+    def _run_free(self) -> None:
+        run, exits = self._enter, self.exits
         while True:
             reason = run()
             exits[reason] += 1
-            if outside is None:
-                again = self._handle(reason)
-            else:
-                with outside:
-                    again = self._handle(reason)
-            if not again:
+            if not self._handle(reason):
                 return
+
+    def _run_under(self, lock: DeviceLock) -> None:
+        """The lock is taken as a door takes it, and for its reason: `with` costs more."""
+        run, exits = self._enter, self.exits
+        acquire, contend, release = lock.acquire, lock.contend, lock.release
+        while True:
+            reason = run()
+            exits[reason] += 1
+            try:
+                acquire(False) or contend()
+                if not self._handle(reason):
+                    return
+            finally:
+                release()
 
     def _handle(self, reason: int) -> bool:
         """Serve one exit; False to go to the gate."""
@@ -290,7 +305,7 @@ class VcpuThread:
             self._mmio_write()
             return True
         if reason == Exit.KICK:
-            if self._bus.snapshot is not self._snapshot:
+            if self._reader.stale:
                 self._refresh()
             return not self._gate.must_hold(self)
         if reason == Exit.SBI:
@@ -310,7 +325,7 @@ class VcpuThread:
 
     def _window(self, address: int, size: int) -> Mapping | None:
         """The window of an access; None where there is none."""
-        if self._bus.snapshot is not self._snapshot:
+        if self._reader.stale:
             self._refresh()
         window = self._windows.get(address >> 12)
         if window is None or not window.base <= address < window.end:
