@@ -6,7 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.lock_order import Recorder
 from tests.machines import Machines
+
+lock_order = Recorder()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -18,6 +21,22 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def schedules(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--schedules"))
+
+
+def pytest_sessionstart() -> None:
+    lock_order.install()
+
+
+def pytest_sessionfinish() -> None:
+    lock_order.write()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Iterator[None]:
+    """A test that sees an order of locks that docs/lock-order.md lacks has an error."""
+    result = yield
+    lock_order.check()
+    return result
 
 
 @pytest.fixture(scope="session")

@@ -39,7 +39,7 @@ class DeviceBench(Generic[D]):
         start_ns: int = 0,
     ) -> None:
         self.locking = Locking(policy, checked)
-        self.io = FakeIoThread()
+        self.io = FakeIoThread(around=self.locking.outside_guest)
         self.clock = FakeClock(self.io, start_ns)
         self.wire = FakeWire()
         self.ram = Ram(RAM_BASE, 1 << 20, minimum=1 << 20)

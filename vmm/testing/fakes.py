@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 from collections import deque
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from vmm.errors import InternalError
@@ -31,10 +32,12 @@ class FakeWire:
 
 
 class FakeIoThread:
-    """An I/O thread without a thread: `run` does, on the caller's, what there is to do now."""
+    """An I/O thread without a thread: `run` does, on the caller's, what there is to do now. `around` is held while
+    callbacks run, as by the real one."""
 
-    def __init__(self, name: str = "io") -> None:
+    def __init__(self, name: str = "io", *, around: AbstractContextManager[Any] | None = None) -> None:
         self.name = name
+        self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
         self._soon: deque[tuple[Callable[..., None], tuple[Any, ...]]] = deque()
         self._readers: dict[int, Callable[[], None]] = {}
         self._writers: dict[int, Callable[[], None]] = {}
@@ -49,17 +52,18 @@ class FakeIoThread:
 
     def _turn(self) -> bool:
         ready = self._ready()
-        for callbacks, fd in ready:
-            # Looked up again each time, as the real one does: an earlier callback may have taken it away.
-            if callback := callbacks.get(fd):
+        with self._around:
+            for callbacks, fd in ready:
+                # Looked up again each time, as the real one does: an earlier callback may have taken it away.
+                if callback := callbacks.get(fd):
+                    callback()
+            soon = list(self._soon)
+            for _ in soon:
+                function, arguments = self._soon.popleft()
+                function(*arguments)
+            due = [callback for timers in self._timers for callback in timers.take_due()]
+            for callback in due:
                 callback()
-        soon = list(self._soon)
-        for _ in soon:
-            function, arguments = self._soon.popleft()
-            function(*arguments)
-        due = [callback for timers in self._timers for callback in timers.take_due()]
-        for callback in due:
-            callback()
         return bool(ready or soon or due)
 
     def _ready(self) -> list[tuple[dict[int, Callable[[], None]], int]]:

@@ -73,12 +73,12 @@ class VirtioBench:
 
     def _wire_up(self, policy: Policy, checked: bool) -> None:
         """Make what devices are wired to. Another bench may have other kinds."""
+        self.locking = Locking(policy, checked)
         self.dma = Dma(self.ram)
         self.wire = FakeWire()
-        self.home = FakeIoThread()
+        self.home = FakeIoThread(around=self.locking.outside_guest)
         self.clock = FakeClock(self.home)
         self.workers = FakeWorkers()
-        self.locking = Locking(policy, checked)
 
     def __enter__(self) -> Self:
         return self
