@@ -40,7 +40,7 @@ class Recorder:
         with self._lock:
             fresh = list(self.edges.items())[self._checked :]
             self._checked += len(fresh)
-        page = edges_of(PAGE.read_text()) if fresh and PAGE.exists() else set()
+        page = edges_of(PAGE.read_text()) if fresh and PAGE.exists() else {}
         if wrong := [str(edge) for key, edge in fresh if key not in page]:
             raise LockOrderError(
                 f"docs/{PAGE.name} lacks {', '.join(wrong)}: build/{WRITTEN.name} says where it was seen; if that is "

@@ -70,7 +70,9 @@ class Tour:
         code = assemble(_GUEST.replace("TABLE", table), PROGRAM, BOXES=BOXES)
         kernel, disk = folder / "kernel", folder / "disk"
         kernel.write_bytes(elf([(PROGRAM, code, len(code)), (BOXES, b"", 0x1000)]))
-        disk.write_bytes(bytes(1 << 20))
+        for file in (disk, folder / "disk2"):
+            file.write_bytes(bytes(1 << 20))
+        self.folder = folder
         self.machine = Machine(
             Config(
                 kernel=kernel,
@@ -196,15 +198,15 @@ class Tour:
         self.use(transmit, (b"out",))
         buffer = receive.add((), (16,))
         receive.kick()
-        self.board._chardevs[0].send(b"in")
+        self.board.slots._slots[self.machine.slots().index("console")].holds.part.chardev.send(b"in")
         self.finish(receive, buffer)
         self.leave(driver)
 
     def driver(self, name: str) -> tuple[Driver, list[DriverQueue]]:
         """A driver whose register accesses are hart 0's."""
-        device = next(device for device in self.board.virtio if device.name == name)
-        window = virt.VIRTIO[self.board.virtio.index(device)]
-        made = Driver(self, Slot(self, device, window.base))  # type: ignore[arg-type]
+        slot = self.machine.slots().index(name)
+        device = self.board.slots._slots[slot].holds.device
+        made = Driver(self, Slot(self, device, virt.VIRTIO[slot].base))  # type: ignore[arg-type]
         return made, made.start(size=16)
 
     def use(self, queue: DriverQueue, readable: tuple[bytes, ...], room: tuple[int, ...] = ()) -> None:
@@ -232,6 +234,13 @@ class Tour:
         driver.write("QueueReady", 0)
         driver.write("Status", 0)
 
+    def come_and_go(self) -> None:
+        """A disk, whose thread ends with it."""
+        slot = self.machine.plug(Drive(self.folder / "disk2"))
+        assert self.load(virt.VIRTIO[slot].base + 8) == blk.VirtioBlk.device_id
+        self.machine.unplug(slot)
+        assert self.load(virt.VIRTIO[slot].base + 8) == 0
+
     def lifecycle(self) -> None:
         self.machine.pause()
         self.machine.resume()
@@ -255,7 +264,8 @@ class Tour:
         assert "on purpose" in outcome.report
 
     STOPS: Final[tuple[Callable[[Tour], None], ...]] = (
-        *(serial_port, clock, second_hart, debug_console, disk, entropy, balloon, port, lifecycle, power_off),
+        *(serial_port, clock, second_hart, debug_console, disk, entropy, balloon, port),
+        *(come_and_go, lifecycle, power_off),
     )
 
 

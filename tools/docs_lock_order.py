@@ -82,10 +82,10 @@ def _code(frame: Frame) -> bool:
     return frame.file.startswith(_PACKAGE) and not frame.file.startswith(f"{_PACKAGE}testing/")
 
 
-def edges_of(page: str) -> set[tuple[str, str]]:
-    """(outer, inner) of the edges on a page."""
-    cells = [row.strip("|").split("|") for row in page.partition(EDGES)[2].splitlines()]
-    return {(outer.strip(), inner.strip()) for outer, inner, *_ in cells}
+def edges_of(page: str) -> dict[tuple[str, str], list[str]]:
+    """(outer, inner) of the edges on a page, with the policies under which they are seen."""
+    rows = [[cell.strip() for cell in row.strip("|").split("|")] for row in page.partition(EDGES)[2].splitlines()]
+    return {(outer, inner): policies.split(", ") for outer, inner, policies, *_ in rows}
 
 
 # -- the page ----------------------------------------------------------------------------------------------------------

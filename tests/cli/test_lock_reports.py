@@ -21,8 +21,8 @@ def mistaken(monkeypatch: pytest.MonkeyPatch) -> None:
     power_off = Board._power_off
 
     def touch_and_go(self: Board, code: int) -> None:
-        self.uart._depth()
-        self.uart._depth()
+        self.uart._decoder()
+        self.uart._decoder()
         power_off(self, code)
 
     monkeypatch.setattr(Board, "_power_off", touch_and_go)
@@ -47,8 +47,8 @@ def test_a_run_goes_on_after_a_report_and_ends_with_3(
     status = vmm_run(tmp_path, "--check-locks", "--locking", policy, "--lock-report", str(report))
     assert status == Status.LOCK_REPORTS == 3
     told = capsys.readouterr().err
-    assert "[private] thread vcpu0 runs Uart16550._depth of uart without its lock" in told
-    assert "touch_and_go: self.uart._depth()" in told
+    assert "[private] thread vcpu0 runs Uart16550._decoder of uart without its lock" in told
+    assert "touch_and_go: self.uart._decoder()" in told
     assert told.endswith("\nvmm-run: --check-locks: 1 report, see above\n")
     found = written(report)
     assert (found["checked"], found["locking"]) == (True, policy)

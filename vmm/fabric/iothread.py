@@ -98,7 +98,8 @@ class IoThread:
         self.name: Final = name
         self._may_block = may_block
         self._kit = kit
-        self._progress = kit.progress(f"callbacks of {name}", "I/O callbacks")
+        self.progress: Final = kit.progress(f"callbacks of {name}", "I/O callbacks")
+        """Whoever waits for what only a callback brings about waits for this."""
         self._on_error = on_error
         self._around: AbstractContextManager[Any] = nullcontext() if around is None else around
         self._epoll = select.epoll()
@@ -143,7 +144,7 @@ class IoThread:
         self._stopping = True
         self.wake()
         if self._thread is not None:
-            with self._progress.waiting():
+            with self.progress.waiting():
                 self._thread.join(timeout)
             if self._thread.is_alive():
                 raise DeadlineError(f"{self.name} did not stop within {timeout:g} s: it is still in {self._running}")
@@ -167,8 +168,8 @@ class IoThread:
     def tell(self, sighting: Sighting) -> None:
         """Who waits for this thread, and the callback it is in."""
         running = self._running
-        self._progress.tell(sighting)
-        sighting.hold(self.ident, self._progress.name, f"it is in {running}" if running else "it is between callbacks")
+        self.progress.tell(sighting)
+        sighting.hold(self.ident, self.progress.name, f"it is in {running}" if running else "it is between callbacks")
         if running and not self._may_block:
             sighting.stay(self.ident, f"in the callback {running}", self._callbacks)
 
@@ -237,7 +238,7 @@ class IoThread:
         while not (self._stopping and not self._soon):
             sleep = self._sleep_s()
             ready = self._look() or (self._sleep(sleep) if sleep else [])
-            with self._progress.serving(), self._around:
+            with self.progress.serving(), self._around:
                 self._turn(ready)
 
     def _look(self) -> list[tuple[int, int]]:

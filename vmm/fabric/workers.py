@@ -39,7 +39,8 @@ class Workers:
     def __init__(self, size: int, name: str, kit: Kit = PLAIN) -> None:
         self.name: Final = name
         self._kit = kit
-        self._progress = kit.progress(f"calls of {name}", "worker calls")
+        self.progress: Final = kit.progress(f"calls of {name}", "worker calls")
+        """Whoever waits for what only a call brings about waits for this."""
         self._size = size
         self._jobs: queue.SimpleQueue[tuple[Callable[..., Any], tuple[Any, ...], Done, Posts] | None]
         self._jobs = queue.SimpleQueue()
@@ -77,7 +78,7 @@ class Workers:
         for _ in threads:
             self._jobs.put(None)
         deadline = time.monotonic() + timeout
-        with self._progress.waiting():
+        with self.progress.waiting():
             for thread in threads:
                 thread.join(max(0.0, deadline - time.monotonic()))
         if any(thread.is_alive() for thread in threads):
@@ -86,12 +87,12 @@ class Workers:
 
     def tell(self, sighting: Sighting) -> None:
         """Who waits for the pool, and the calls its threads are in. Calls may take long: that is what it is for."""
-        self._progress.tell(sighting)
+        self.progress.tell(sighting)
         now = time.monotonic()
         with self._lock:
             running = list(self._running.items())
         for ident, (_, what, since) in running:
-            sighting.hold(ident, self._progress.name, f"it is in {what} for {now - since:.1f} s")
+            sighting.hold(ident, self.progress.name, f"it is in {what} for {now - since:.1f} s")
 
     def busy(self) -> list[int]:
         """The threads that are in a call."""
@@ -112,7 +113,7 @@ class Workers:
             with self._lock:
                 self._running[ident] = (name, getattr(function, "__qualname__", repr(function)), time.monotonic())
             try:
-                with self._progress.serving():
+                with self.progress.serving():
                     result = function(*arguments)
             except BaseException as e:
                 result = e

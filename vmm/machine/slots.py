@@ -339,7 +339,8 @@ class Slots:
         Raises DeadlineError after `timeout` seconds, naming it (it is given back later, or never); and if its files or
         thread could not be given back.
         """
-        with self._departure.waiting(), self._changed:
+        # It leaves by the callbacks and calls of these two.
+        with self._io.progress.waiting(), self._workers.progress.waiting(), self._departure.waiting(), self._changed:
             in_time = self._changed.wait_for(lambda: plugged.released, timeout)
         if not in_time:
             raise DeadlineError(
