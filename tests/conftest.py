@@ -11,9 +11,13 @@ from tests.machines import Machines
 
 lock_order = Recorder()
 
+GRACE_S = 300
+"""For the start and the end of a stress test, on a host with much else to do."""
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", type=int, default=20, help="how many times in a row the stress test boots Linux")
+    parser.addoption("--stress-seconds", type=float, default=20, help="how long each stress test of machines goes on")
     parser.addoption("--seed", type=int, default=1, help="seed of the random tests of whole guests")
     parser.addoption("--schedules", type=int, default=2000, help="how many schedules of each program to try in stress")
 
@@ -42,6 +46,30 @@ def pytest_runtest_teardown() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def seed(request: pytest.FixtureRequest) -> int:
     return int(request.config.getoption("--seed"))
+
+
+@pytest.fixture
+def seconds(request: pytest.FixtureRequest) -> float:
+    """How long a stress test goes on."""
+    return float(request.config.getoption("--stress-seconds"))
+
+
+@pytest.fixture
+def say(request: pytest.FixtureRequest) -> Iterator[list[str]]:
+    """Lines that are shown when the test is over, however it ends."""
+    lines: list[str] = []
+    yield lines
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    assert capture is not None
+    with capture.global_and_fixture_disabled():
+        print("", *lines, sep="\n  ")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """pytest-timeout ends a stress test that hangs, with the stacks of all threads."""
+    for item in items:
+        if "seconds" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.timeout(config.getoption("--stress-seconds") + GRACE_S))
 
 
 @pytest.fixture
