@@ -37,8 +37,10 @@ class DeviceBench(Generic[D]):
         checked: bool = True,
         size: int = 0x1000,
         start_ns: int = 0,
+        locking: Locking | None = None,
     ) -> None:
-        self.locking = Locking(policy, checked)
+        """With `locking` the device is made of that, such as a schedule's."""
+        self.locking = locking or Locking(policy, checked)
         self.io = FakeIoThread(around=self.locking.outside_guest)
         self.clock = FakeClock(self.io, start_ns)
         self.wire = FakeWire()
