@@ -351,13 +351,11 @@ class Slots:
 
     def close(self) -> None:
         """Unplug everything, when the harts have stopped. Raises HostError, naming a device that stays in use."""
-        for number, slot in enumerate(self._slots):
-            if slot.state is SlotState.OCCUPIED:
-                self.unplug(number)
+        leaving = [slot.holds for slot in self._slots if slot.state is SlotState.LEAVING and slot.holds]
+        leaving += [self.unplug(at) for at, slot in enumerate(self._slots) if slot.state is SlotState.OCCUPIED]
         with contextlib.ExitStack() as stack:
-            for slot in self._slots:
-                if slot.state is SlotState.LEAVING and slot.holds:
-                    stack.callback(self.wait, slot.holds, DEADLINE_S)
+            for plugged in leaving:
+                stack.callback(self.wait, plugged, DEADLINE_S)
 
     def _unreachable(self, plugged: Plugged) -> None:
         """I/O thread: no VCPU can ring its doorbells, and no access is left in it."""
