@@ -68,7 +68,7 @@ def gets_on(machine: Machine) -> None:
         if all(now > then for then, now in zip(before, turns(machine), strict=True)):
             return
         assert machine.wait(0.001) is None, machine.outcome
-    raise AssertionError(f"harts are stuck: {before} -> {turns(machine)}")
+    raise AssertionError(f"harts are stuck: {before} -> {turns(machine)}\n{machine.hang_report('harts are stuck')}")
 
 
 def rests(machine: Machine) -> None:
@@ -111,7 +111,7 @@ class Crowd:
         for thread in self._threads:
             thread.join(PATIENCE_S)
         stuck = [thread.name for thread in self._threads if thread.is_alive()]
-        assert not stuck, f"{stuck} are stuck"
+        assert not stuck, f"{stuck} are stuck\n{self.machine.hang_report('threads are stuck')}"
         assert ended is None, ended
         if self.errors:
             raise self.errors[0]
