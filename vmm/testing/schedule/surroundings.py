@@ -8,6 +8,8 @@ from functools import lru_cache
 from typing import Any, Final
 
 from vmm.bql import Policy
+from vmm.errors import HostError
+from vmm.fabric.bus import Bus, Snapshot
 from vmm.fabric.clock import Clock, Timer
 from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
@@ -60,6 +62,7 @@ class ScheduledHome(FakeIoThread):
         self._scheduler = scheduler
         self._look = Operation(f"{name} looks", name, Access.EVERYTHING)
         self._post = f"calls of {name} write"
+        self._stopping = False
         self._thread = ScheduledThread(scheduler, name, self._main, (), True)
         self._thread.start()
 
@@ -68,8 +71,15 @@ class ScheduledHome(FakeIoThread):
         """As a blocker: itself as long as there is nothing to do."""
         return None if self._has_work() else self
 
+    def stop(self, timeout: float = 10.0) -> None:
+        """Serve what has been posted so far and end the thread."""
+        self._stopping = True
+        self._thread.join(timeout)
+        if self._thread.is_alive():
+            raise HostError(f"{self.name} did not stop within {timeout:g} s")
+
     def _main(self) -> None:
-        while True:
+        while not (self._stopping and not self._soon):
             self._scheduler.pause(self._look, self, self._patience())
             self._turn()
 
@@ -81,7 +91,8 @@ class ScheduledHome(FakeIoThread):
     def _has_work(self) -> bool:
         now = self._scheduler.now
         return (
-            bool(self._soon)
+            self._stopping
+            or bool(self._soon)
             or any((at := timers.next_deadline()) is not None and at <= now for timers in self._timers)
             or bool(self._ready())
         )
@@ -106,6 +117,25 @@ class ScheduledHome(FakeIoThread):
         if thread.blocker is self:
             patience = self._patience()
             thread.deadline = None if patience is None else self._scheduler.now + int(patience * 1e9)
+
+
+class ScheduledBus(Bus):
+    """The bus map: to take its lock, and to look at the map without, are steps."""
+
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        super().__init__()
+        self._writer = scheduler.lock("bus map")  # type: ignore[assignment]
+
+    @property
+    def snapshot(self) -> Snapshot:
+        if not self._writer.held():  # type: ignore[attr-defined]
+            self._scheduler.point("bus map read")
+        return self._now
+
+    @snapshot.setter
+    def snapshot(self, now: Snapshot) -> None:
+        self._now = now
 
 
 class ScheduledClock(Clock):
@@ -147,13 +177,21 @@ class ScheduledWorkers(FakeWorkers):
         self._scheduler = scheduler
         self._submit = f"jobs of {name} write"
         self._take = Operation(f"jobs of {name} taken", f"jobs of {name}")
-        for index in range(size):
-            ScheduledThread(scheduler, f"{name}{index}", self._main, (), True).start()
+        self._stopping = False
+        self._threads = [ScheduledThread(scheduler, f"{name}{i}", self._main, (), True) for i in range(size)]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def owner(self) -> object:
         """As a blocker: itself as long as there is nothing to do."""
-        return None if self.waiting else self
+        return None if self.waiting or self._stopping else self
+
+    def stop(self, timeout: float = 10.0) -> None:
+        """Finish what was submitted and end the threads."""
+        self._stopping = True
+        for thread in self._threads:
+            thread.join(timeout)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, done: Done, home: Posts) -> None:
         self._scheduler.point(self._submit)
@@ -162,6 +200,8 @@ class ScheduledWorkers(FakeWorkers):
     def _main(self) -> None:
         while True:
             self._scheduler.pause(self._take, self)
+            if not self.waiting:
+                return  # it is to stop
             self.run()
 
 

@@ -6,7 +6,7 @@ runs free of any budget is nobody's to schedule: that is what stress tests are f
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -47,19 +47,27 @@ Guest = Generator[Load | Store | Call, int, None]
 """A guest as a script: it yields what its hart does, and is sent what comes of it. At its end the hart sleeps."""
 
 
+def nothing() -> Guest:
+    """A guest that sleeps from the start."""
+    return
+    yield
+
+
 class ScriptedVcpu:
     """A hart without instructions. What a guest does between two accesses takes no step."""
 
     kind = "scripted"
 
-    def __init__(self, scheduler: Scheduler, index: int, guest: Guest) -> None:
+    def __init__(self, scheduler: Scheduler, index: int, guest: Callable[[int], Guest]) -> None:
+        """`guest(pc)` is what it runs from there."""
         self.index: Final = index
         self.address: Final = 0
         self.pc = self.privilege = self.instructions = 0
         self.x = [0] * 32
         self.mmio_addr, self.mmio_size, self.mmio_value, self.mmio_state = [0], [0], [0], [0]
         self._scheduler = scheduler
-        self._guest: Guest | None = guest
+        self._guest_at = guest
+        self._guest: Guest | None = None
         self._asked: Load | Store | Call | None = None
         self._kicked = False
         self._step = Operation(f"guest {index} runs", f"kick of {index}")
@@ -79,9 +87,21 @@ class ScriptedVcpu:
         self._scheduler.point(self._kick)
         self._kicked = True
 
-    def restart(self, guest: Guest) -> None:
-        """Run another script from its beginning."""
-        self._guest, self._asked = guest, None
+    def reset(self) -> None:
+        """It runs nothing until `start_at`."""
+        self._guest = self._asked = None
+        self.x[:] = [0] * 32
+
+    def start_at(self, pc: int, a0: int, a1: int, a2: int = 0) -> None:
+        self.pc = pc
+        self.x[_A0 : _A0 + 3] = a0, a1, a2
+        self._guest, self._asked = self._guest_at(pc), None
+
+    def set_doorbells(self, doorbells: object) -> None:
+        """A script leaves for each of its stores."""
+
+    def statistics(self) -> dict[str, int]:
+        return {}
 
     def run(self, budget: int | None = None) -> int:
         """Go on to the guest's next access; an `Exit`."""
