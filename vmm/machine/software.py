@@ -27,15 +27,7 @@ class SoftwareHarts:
 
     def __init__(self, around: Surroundings) -> None:
         self._around = around
-        self._backend = SoftwareBackend(
-            around.ram,
-            around.clock,
-            around.count,
-            plic_base=virt.PLIC.base,
-            clint_base=virt.CLINT.base,
-            sbi=not around.firmware,
-            jit=around.jit,
-        )
+        self._backend = self._new_backend()
         self._gate = Gate(around.locking.kit)
         kind: type[VcpuThread] = VcpuThread
         more: dict[str, Any] = {}
@@ -61,6 +53,18 @@ class SoftwareHarts:
             )
             for vcpu in self._backend.vcpus
         ]
+
+    def _new_backend(self) -> SoftwareBackend:
+        around = self._around
+        return SoftwareBackend(
+            around.ram,
+            around.clock,
+            around.count,
+            plic_base=virt.PLIC.base,
+            clint_base=virt.CLINT.base,
+            sbi=not around.firmware,
+            jit=around.jit,
+        )
 
     def line(self, source: int) -> Wire:
         return self._backend.wire(source)

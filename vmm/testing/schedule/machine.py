@@ -30,7 +30,6 @@ from vmm.testing.schedule.surroundings import (
     ScheduledWorkers,
 )
 from vmm.testing.schedule.vcpus import Guest, ScriptedVcpu
-from vmm.vcpu.thread import Gate, VcpuThread
 from vmm.watchdog import Watchdog
 
 START = RAM_BASE
@@ -149,32 +148,24 @@ class _ScheduledBoard(Board):
 
 
 class _ScriptedHarts(SoftwareHarts):
-    """The software harts' threads, around scripts."""
+    """The software harts' threads and gate, around scripts."""
 
     def __init__(self, scheduler: Scheduler, guests: Guests, around: Surroundings) -> None:
-        self._around = around
-        self._backend = cast(Any, _Backend(scheduler))
-        self._gate = Gate(around.locking.kit)
-        self._threads = [
-            VcpuThread(
-                cast(Any, ScriptedVcpu(scheduler, index, partial(guests, index))),
-                self._backend,
-                around.bus,
-                self._gate,
-                sbi=self._call,
-                outside_guest=around.locking.outside_guest if around.locking.policy == "bql" else None,
-                on_death=self._died,
-            )
-            for index in range(around.count)
-        ]
+        self._scheduler = scheduler
+        self._guests = guests
+        super().__init__(around)
+
+    def _new_backend(self) -> Any:
+        return _Scripts(self._scheduler, self._guests, self._around.count)
 
 
-class _Backend:
-    """What harts have in common: wires, and no code."""
+class _Scripts:
+    """What stands where the backend with its native code does."""
 
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, scheduler: Scheduler, guests: Guests, count: int) -> None:
         self._scheduler = scheduler
         self._wires: dict[int, ScheduledWire] = {}
+        self.vcpus = [ScriptedVcpu(scheduler, index, partial(guests, index)) for index in range(count)]
 
     def wire(self, source: int) -> ScheduledWire:
         return self._wires.setdefault(source, ScheduledWire(self._scheduler, f"irq {source}"))
