@@ -100,14 +100,14 @@ class _ScheduledBoard(Board):
         self.ram = Ram(RAM_BASE, MEMORY, minimum=MEMORY)
         scheduler.cleanup(self.ram.close)
         self.bus = ScheduledBus(scheduler)
-        home = ScheduledHome(scheduler)
+        home = ScheduledHome(scheduler, kit=self.locking.kit)
         self.io = cast(Any, home)
         stack.callback(self.io.stop, DEADLINE_S)
         self.clock = ScheduledClock(scheduler, home)
         self.wall_clock = ScheduledClock(scheduler, home, name="wall")
         self.clock.pause()
         self.wall_clock.pause()
-        self.workers = cast(Any, ScheduledWorkers(scheduler, 1))
+        self.workers = cast(Any, ScheduledWorkers(scheduler, 1, kit=self.locking.kit))
         stack.callback(self.workers.stop, DEADLINE_S)
         self.slots = Slots(
             VIRTIO,

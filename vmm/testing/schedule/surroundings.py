@@ -14,6 +14,7 @@ from vmm.fabric.clock import Clock, Timer
 from vmm.fabric.dma import Dma
 from vmm.fabric.ram import Ram
 from vmm.fabric.workers import Done, Posts
+from vmm.locks import Kit
 from vmm.testing.fakes import FakeIoThread, FakeLine, FakeWire
 from vmm.testing.schedule.core import ScheduledThread, Scheduler
 from vmm.testing.schedule.operations import Access, Operation
@@ -57,8 +58,10 @@ class ScheduledHome(FakeIoThread):
     first timer is due.
     """
 
-    def __init__(self, scheduler: Scheduler, name: str = "io") -> None:
+    def __init__(self, scheduler: Scheduler, name: str = "io", kit: Kit | None = None) -> None:
+        """`kit` is the scheduler, or a checker around it."""
         super().__init__(name)
+        self.progress = (kit or scheduler).progress(f"callbacks of {name}", "I/O callbacks")
         self._scheduler = scheduler
         self._look = Operation(f"{name} looks", name, Access.EVERYTHING)
         self._post = f"calls of {name} write"
@@ -74,14 +77,16 @@ class ScheduledHome(FakeIoThread):
     def stop(self, timeout: float = 10.0) -> None:
         """Serve what has been posted so far and end the thread."""
         self._stopping = True
-        self._thread.join(timeout)
+        with self.progress.waiting():
+            self._thread.join(timeout)
         if self._thread.is_alive():
             raise HostError(f"{self.name} did not stop within {timeout:g} s")
 
     def _main(self) -> None:
         while not (self._stopping and not self._soon):
             self._scheduler.pause(self._look, self, self._patience())
-            self._turn()
+            with self.progress.serving():
+                self._turn()
 
     def _patience(self) -> float | None:
         """Seconds until the first timer is due."""
@@ -172,8 +177,10 @@ class ScheduledClock(Clock):
 class ScheduledWorkers(FakeWorkers):
     """Workers on threads of the schedule."""
 
-    def __init__(self, scheduler: Scheduler, size: int = 2, name: str = "worker") -> None:
+    def __init__(self, scheduler: Scheduler, size: int = 2, name: str = "worker", kit: Kit | None = None) -> None:
+        """`kit` is the scheduler, or a checker around it."""
         super().__init__()
+        self.progress = (kit or scheduler).progress(f"calls of {name}", "worker calls")
         self._scheduler = scheduler
         self._submit = f"jobs of {name} write"
         self._take = Operation(f"jobs of {name} taken", f"jobs of {name}")
@@ -190,12 +197,17 @@ class ScheduledWorkers(FakeWorkers):
     def stop(self, timeout: float = 10.0) -> None:
         """Finish what was submitted and end the threads."""
         self._stopping = True
-        for thread in self._threads:
-            thread.join(timeout)
+        with self.progress.waiting():
+            for thread in self._threads:
+                thread.join(timeout)
 
     def submit(self, function: Callable[..., Any], *arguments: Any, done: Done, home: Posts) -> None:
         self._scheduler.point(self._submit)
-        super().submit(function, *arguments, done=done, home=home)
+        super().submit(self._served, function, *arguments, done=done, home=home)
+
+    def _served(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        with self.progress.serving():
+            return function(*arguments)
 
     def _main(self) -> None:
         while True:
@@ -271,10 +283,10 @@ class ScheduledVirtioBench(VirtioBench):
         scheduler = self.scheduler
         self.dma = ScheduledDma(scheduler, self.ram)
         self.wire = ScheduledWire(scheduler)
-        self.home = ScheduledHome(scheduler)
-        self.clock = ScheduledClock(scheduler, self.home)  # type: ignore[assignment]
-        self.workers = ScheduledWorkers(scheduler)
         self.locking = scheduler.locking(policy, checked)
+        self.home = ScheduledHome(scheduler, kit=self.locking.kit)
+        self.clock = ScheduledClock(scheduler, self.home)  # type: ignore[assignment]
+        self.workers = ScheduledWorkers(scheduler, kit=self.locking.kit)
 
     def run(self) -> None:
         """What there is to do, its threads do when the schedule begins. (The program's own code would be another thread
