@@ -1,8 +1,8 @@
 """The I/O thread: file descriptors, timers and posted calls, one after the other on one thread.
 
 Callbacks hold nothing when they start and must not block; what blocks goes to `Workers`. The thread sleeps in
-epoll_wait() until something is due, so an idle machine's I/O thread uses no CPU. Its timers are due at whole
-milliseconds, rounded up: epoll knows no finer.
+epoll_pwait2() until something is due, so an idle machine's I/O thread uses no CPU. (Where that call is missing its
+timers fire at whole milliseconds, rounded up: epoll_wait() knows no finer.)
 
 Before it sleeps it looks, and looking keeps the GIL. A look that gave it up for a microsecond each turn would starve
 whoever waits for it: each release wakes the waiter, which needs 40 us to wake, finds the GIL taken, and starts its
@@ -12,6 +12,7 @@ waiting time anew, so it never gets to ask for it (VCPUs waited up to 1.6 s: doc
 from __future__ import annotations
 
 import ctypes
+import errno
 import os
 import select
 import struct
@@ -28,7 +29,7 @@ from typing import TYPE_CHECKING, Any, Final
 from vmm.errors import DeadlineError, InternalError
 from vmm.fabric.clock import TimerSource
 from vmm.fabric.doorbell import Doorbell
-from vmm.fabric.threads import name_os_thread
+from vmm.fabric.threads import name_os_thread, wait_exactly
 from vmm.locks import PLAIN, Kit, Thread
 from vmm.waitfor import Sighting
 
@@ -43,8 +44,13 @@ _EVENT: Final = struct.Struct("<III")  # struct epoll_event, packed on x86-64: e
 _MOST_EVENTS: Final = 64
 _epoll_wait: Final = ctypes.PyDLL(None).epoll_wait
 _epoll_wait.argtypes = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+_epoll_pwait2: Final = getattr(ctypes.CDLL(None, use_errno=True), "epoll_pwait2", None)  # glibc 2.35, Linux 5.11
 
 Callback = Callable[[], None]
+
+
+class _TimeSpec(ctypes.Structure):
+    _fields_ = (("seconds", ctypes.c_long), ("nanoseconds", ctypes.c_long))
 
 
 @dataclass(frozen=True, slots=True)
@@ -235,6 +241,7 @@ class IoThread:
 
     def _main(self) -> None:
         name_os_thread(self.name)
+        wait_exactly()
         while not (self._stopping and not self._soon):
             sleep = self._sleep_s()
             ready = self._look() or (self._sleep(sleep) if sleep else [])
@@ -243,12 +250,22 @@ class IoThread:
 
     def _look(self) -> list[tuple[int, int]]:
         """What is ready now, as (fd, events)."""
-        found: int = _epoll_wait(self._epoll.fileno(), self._events, _MOST_EVENTS, 0)
+        return self._found(_epoll_wait(self._epoll.fileno(), self._events, _MOST_EVENTS, 0))
+
+    def _found(self, found: int) -> list[tuple[int, int]]:
         events = memoryview(self._events)[: max(found, 0) * _EVENT.size]
         return [(fd, mask) for mask, fd, _ in _EVENT.iter_unpack(events)]
 
     def _sleep(self, seconds: float) -> list[tuple[int, int]]:
-        return self._epoll.poll(seconds)
+        if _epoll_pwait2 is not None:
+            whole = int(seconds)
+            timeout = _TimeSpec(whole, int((seconds - whole) * 1e9))
+            found = _epoll_pwait2(
+                self._epoll.fileno(), self._events, _MOST_EVENTS, ctypes.byref(timeout), None, ctypes.c_size_t(0)
+            )
+            if found >= 0 or ctypes.get_errno() == errno.EINTR:
+                return self._found(found)
+        return self._epoll.poll(seconds)  # to whole milliseconds, rounded up
 
     def _sleep_s(self) -> float:
         if self._soon or self._stopping:
