@@ -212,6 +212,22 @@ def test_the_terminal_is_as_it_was_after_a_signal_and_after_the_guest_ends(tmp_p
     assert terminal.end() == 0
 
 
+def test_the_shell_has_its_terminal_while_the_run_is_stopped_and_the_guest_after_that(tmp_path: Path) -> None:
+    terminal = Terminal("--bios", str(program(tmp_path, say("up\n"), SPIN)))
+    terminal.until(b"up\r\n")
+    pid = terminal.process.pid
+    os.kill(pid, signal.SIGTSTP)
+    assert os.WIFSTOPPED(os.waitpid(pid, os.WUNTRACED)[1])
+    assert termios.tcgetattr(terminal.terminal) == terminal.before
+    os.kill(pid, signal.SIGCONT)
+    deadline = time.monotonic() + 30
+    while not terminal.raw():
+        assert time.monotonic() < deadline
+        select.select([], [], [], 0.01)
+    terminal.type(b"\x01x")
+    assert terminal.end() == 0
+
+
 # -- other work ------------------------------------------------------------------------------------------------------
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import re
 import signal
 import sys
@@ -66,7 +67,9 @@ def run(settings: Settings) -> int:
         reports = stack.enter_context(LockReports(settings.get("lock_report")))
         figures = stack.enter_context(LockFigures(settings["lock_stat"])) if config.lock_stat else None
         keys = _Keys(reports)
-        asked = {signal.SIGQUIT: keys.report, **({signal.SIGUSR1: figures.show} if figures else {})}
+        asked = {signal.SIGQUIT: keys.report, signal.SIGTSTP: keys.suspend, signal.SIGCONT: keys.go_on}
+        if figures:
+            asked[signal.SIGUSR1] = figures.show
         signals = stack.enter_context(Signals(keys.stop, keys.restore, asked))
         machine = stack.enter_context(Machine(config, commands=keys.commands(), raise_reports=False))
         keys.machine = reports.machine = machine
@@ -153,6 +156,15 @@ class _Keys:
         if self.machine is not None:
             self.machine.abandon()
             self._reports.tell()  # a machine that hangs may do so for what they say
+
+    def suspend(self) -> None:
+        if self.machine is not None:
+            self.machine.suspend_terminal()
+        os.kill(os.getpid(), signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        if self.machine is not None:
+            self.machine.resume_terminal()
 
     def report(self) -> None:
         if self.machine is not None:

@@ -79,6 +79,7 @@ class TerminalChardev(StreamChardev):
         if output_fd is None and sys.stdout:
             output_fd = sys.stdout.fileno()
         self._saved: list[Any] | None = None
+        self._suspended = False
         self._keys: EscapeKey | None = None
         if input_fd is not None and os.isatty(input_fd):
             if os.tcgetpgrp(input_fd) == os.getpgrp():
@@ -104,6 +105,19 @@ class TerminalChardev(StreamChardev):
             atexit.unregister(self.restore)
             with suppress(termios.error):  # the terminal itself may be gone
                 termios.tcsetattr(self._tty, termios.TCSANOW, saved)  # not DRAIN: output may be stopped for good
+
+    def suspend(self) -> None:
+        """The process is about to be stopped: gives the terminal back until `resume`. From the thread of `resume`."""
+        self._suspended = self._saved is not None
+        self.restore()
+
+    def resume(self) -> None:
+        """The process was stopped and goes on, with the terminal as the shell left it: makes it raw again, if this
+        process has it and it was."""
+        if (self._suspended or self._saved is not None) and os.tcgetpgrp(self._tty) == os.getpgrp():
+            self._suspended = False
+            with suppress(termios.error):
+                self._make_raw(self._tty)
 
     def _make_raw(self, fd: int) -> None:
         self._tty = fd

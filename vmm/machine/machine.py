@@ -229,6 +229,14 @@ class Machine:
         """For a process that ends although its machine does not stop: gives the terminal back, and nothing else."""
         self._board.restore_terminal()
 
+    def suspend_terminal(self) -> None:
+        """For a process that is about to be stopped (SIGTSTP): gives the terminal back until `resume_terminal`."""
+        self._board.suspend_terminal()
+
+    def resume_terminal(self) -> None:
+        """The process goes on (SIGCONT): its terminal is raw again if it was, whoever has changed it meanwhile."""
+        self._board.resume_terminal()
+
     def wait(self, timeout: float | None = None) -> Outcome | None:
         """How the run ended, or None when it has not after `timeout` seconds."""
         return self._lifecycle.wait(timeout)

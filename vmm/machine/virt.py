@@ -351,6 +351,14 @@ class Board:
         if isinstance(self.serial, TerminalChardev):
             self.serial.restore()
 
+    def suspend_terminal(self) -> None:
+        if isinstance(self.serial, TerminalChardev):
+            self.serial.suspend()
+
+    def resume_terminal(self) -> None:
+        if isinstance(self.serial, TerminalChardev):
+            self.serial.resume()
+
     # -- doors for devices, harts and threads: each posts and returns -------------------------------------------------
 
     def _call(self, hart: int, a: Sequence[int]) -> Answer:
