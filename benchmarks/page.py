@@ -19,7 +19,7 @@ PAGE: Final = ROOT / "docs" / "benchmarks.md"
 MODULES: Final = (
     *("boot", "cpu", "smp", "exits", "startup"),
     *("locks.headline", "locks.threads", "locks.blocks", "locks.latency", "locks.policies"),
-    *("locks.seams", "locks.entry", "locks.model"),
+    *("locks.seams", "locks.entry", "locks.schedules", "locks.model"),
 )
 """The benchmarks, in the order in which the page shows them; each writes the result of its name."""
 HEAD: Final = """\
