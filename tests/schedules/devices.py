@@ -15,7 +15,7 @@ from vmm.devices.rtc_goldfish import GoldfishRtc
 from vmm.devices.uart16550 import Uart16550
 from vmm.devices.virtio.balloon import ACTUAL, STATS, VirtioBalloon
 from vmm.devices.virtio.blk import Kind, VirtioBlk
-from vmm.devices.virtio.console import TRANSMIT, VirtioConsole
+from vmm.devices.virtio.console import PATIENCE, TRANSMIT, VirtioConsole
 from vmm.devices.virtio.device import NEEDS_RESET
 from vmm.devices.virtio.rng import VirtioRng
 from vmm.fabric.ram import PAGE
@@ -288,12 +288,12 @@ def blk_requests_at_once(s: Scheduler) -> None:
     blk_requests(s, ready=True)
 
 
-def blk_reset(s: Scheduler) -> None:
+def blk_reset(s: Scheduler, *, own_thread: bool = False) -> None:
     """A driver resets the disk with requests on their way: once the reset is done, memory is the driver's own."""
     bench = ScheduledVirtioBench(s, size=1 << 18)
     disk = MemoryDisk(s, ready=False)
     disk.data[:] = b"d" * disk.size
-    driver = bench.make(VirtioBlk, disk=disk, workers=bench.workers)
+    driver = bench.make(VirtioBlk, disk=disk, workers=bench.workers, own_thread=own_thread)
     (queue,) = driver.start(size=8)
     buffers = [queue.add([struct.pack("<IIQ", Kind.IN, 0, sector)], [SECTOR, 1]) for sector in (1, 2)]
 
@@ -314,11 +314,16 @@ def blk_reset(s: Scheduler) -> None:
     s.check(end)
 
 
-def blk_quiesce(s: Scheduler) -> None:
+def blk_reset_own_thread(s: Scheduler) -> None:
+    """The same where the disk has a thread of its own, which waits for a lone request itself."""
+    blk_reset(s, own_thread=True)
+
+
+def blk_quiesce(s: Scheduler, *, own_thread: bool = False) -> None:
     """A pause, and the run after it, while requests are on their way: none is lost, and none done meanwhile."""
     bench = ScheduledVirtioBench(s, size=1 << 18)
     disk = MemoryDisk(s, ready=False)
-    driver = bench.make(VirtioBlk, disk=disk, workers=bench.workers)
+    driver = bench.make(VirtioBlk, disk=disk, workers=bench.workers, own_thread=own_thread)
     (queue,) = driver.start(size=8)
     device: VirtioBlk = driver.device
     for sector in (1, 2):
@@ -334,6 +339,44 @@ def blk_quiesce(s: Scheduler) -> None:
     s.spawn("vcpu0", queue.kick)
     s.spawn("lifecycle", pause)
     s.check(lambda: len(queue.collect()) == 2)
+
+
+def blk_quiesce_own_thread(s: Scheduler) -> None:
+    """The same where the disk has a thread of its own."""
+    blk_quiesce(s, own_thread=True)
+
+
+def blk_two_resets(s: Scheduler) -> None:
+    """Two harts reset the disk, and a third stops its queue, with a request on its way: none of them is stuck."""
+    bench = ScheduledVirtioBench(s, size=1 << 18)
+    driver = bench.make(VirtioBlk, disk=MemoryDisk(s, ready=False), workers=bench.workers)
+    (queue,) = driver.start(size=8)
+    queue.add([struct.pack("<IIQ", Kind.IN, 0, 1)], [SECTOR, 1])
+
+    def reset() -> None:
+        driver.write("Status", 0)
+
+    def use() -> None:
+        queue.kick()
+        driver.write("Status", 0)
+
+    def stop() -> None:
+        driver.write("QueueSel", 0)
+        driver.write("QueueReady", 0)
+
+    s.spawn("vcpu0", use)
+    s.spawn("vcpu1", reset)
+    s.spawn("vcpu2", stop)
+
+    def end() -> None:
+        assert driver.read("Status") == 0
+        assert driver.read("QueueReady") == 0
+        assert not bench.wire.level
+        (again,) = driver.start(size=8)
+        assert not driver.read("Status") & NEEDS_RESET
+        assert again.size == 8
+
+    s.check(end)
 
 
 def rng_reset(s: Scheduler) -> None:
@@ -451,6 +494,36 @@ def console_transmit(s: Scheduler) -> None:
     s.check(end)
 
 
+def console_impatient(s: Scheduler) -> None:
+    """A line stays congested for longer than anybody waits, and recovers about then: no buffer stays with the device,
+    and every byte is sent or counted as lost."""
+    bench = ScheduledVirtioBench(s, size=1 << 18)
+    line = ScheduledLine(s)
+    line.congested = True
+    driver = bench.make(VirtioConsole, clock=bench.clock, line=line)
+    line.connect(driver.device)
+    queue = driver.start(size=4)[TRANSMIT]
+
+    def send() -> None:
+        for text in (b"one ", b"two"):
+            queue.add([text])
+            queue.kick()
+
+    def relieve() -> None:
+        line.congested = False
+        bench.home.call_soon(driver.device.output_ready)
+
+    s.spawn("vcpu0", send)
+    s.spawn("time", bench.clock.advance, 2 * PATIENCE)
+    s.spawn("host", relieve)
+
+    def end() -> None:
+        assert len(queue.collect()) == 2
+        assert len(line.sent) + line.lost_bytes == 7
+
+    s.check(end)
+
+
 def console_receive(s: Scheduler) -> None:
     """Input arrives while the driver adds buffers: all of it reaches the driver."""
     bench = ScheduledVirtioBench(s, size=1 << 18)
@@ -520,6 +593,40 @@ def balloon(s: Scheduler) -> None:
     assert stats.index == STATS
 
 
+def balloon_config(s: Scheduler) -> None:
+    """The driver reads the target while the host changes it: an unchanged generation means a value that was whole, and
+    the last one is announced."""
+    bench = ScheduledVirtioBench(s, size=1 << 18)
+    driver = bench.make(VirtioBalloon)
+    driver.start(size=4)
+    device: VirtioBalloon = driver.device
+    told: list[int] = []
+
+    def host() -> None:
+        for pages in (3, 5):
+            device.set_target(pages * PAGE)
+
+    def guest() -> None:
+        """What Linux does: acknowledge first, then read."""
+        if driver.interrupt():
+            while True:
+                generation = driver.read("ConfigGeneration")
+                pages = driver.config(0, 4)
+                if driver.read("ConfigGeneration") == generation:
+                    break
+            told.append(pages)
+
+    s.spawn("monitor", host)
+    s.spawn("vcpu0", lambda: [guest() for _ in range(2)])
+
+    def end() -> None:
+        guest()
+        assert told[-1] == 5
+        assert not bench.wire.level
+
+    s.check(end)
+
+
 def balloon_reset(s: Scheduler) -> None:
     """A reset while statistics are on their way: the buffer of the old driver is never handed back to the new."""
     bench = ScheduledVirtioBench(s, size=1 << 18)
@@ -574,10 +681,18 @@ PROGRAMS: Final[Mapping[type[Device], tuple[Callable[[Scheduler], None], ...]]] 
     Uart16550: (uart_receive, uart_transmit, uart_reset),
     GoldfishRtc: (rtc_alarm, rtc_acknowledged),
     Finisher: (finisher,),
-    VirtioBlk: (blk_requests, blk_requests_at_once, blk_reset, blk_quiesce),
-    VirtioConsole: (console_transmit, console_receive),
+    VirtioBlk: (
+        blk_requests,
+        blk_requests_at_once,
+        blk_reset,
+        blk_reset_own_thread,
+        blk_two_resets,
+        blk_quiesce,
+        blk_quiesce_own_thread,
+    ),
+    VirtioConsole: (console_transmit, console_impatient, console_receive),
     VirtioRng: (rng_requests, rng_interrupts, rng_reset),
-    VirtioBalloon: (balloon, balloon_reset),
+    VirtioBalloon: (balloon, balloon_config, balloon_reset),
     HartStates: (hart_states,),
 }
 
