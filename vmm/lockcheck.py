@@ -46,7 +46,6 @@ from vmm.locks import (
     door_of,
 )
 from vmm.racecheck import OWN_FILES, Tenure, watched
-from vmm.waitfor import Sighting
 
 C = TypeVar("C")
 
@@ -202,14 +201,12 @@ class CheckedProgress(Progress):
 
     def __init__(self, checker: Checker, name: str, progress_class: str, inner: Progress) -> None:
         super().__init__(name)
+        self._waiters = inner._waiters
         self.node: Final = Node(progress_class, "", checker.module_of(progress_class))
         self.uid: Final = next(_uids)
         self.tenure: Tenure | None = None
         self._checker = checker
         self._inner = inner
-
-    def tell(self, sighting: Sighting, thing: str = "") -> None:
-        self._inner.tell(sighting, thing)
 
     def serving(self) -> AbstractContextManager[object]:
         return _Serving(self, self._checker, self._inner.serving())

@@ -397,6 +397,14 @@ def _function(value: object) -> object:
 # -- what a machine is made of ---------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class ProgressStatistics:
+    """Who waits for what at one moment."""
+
+    name: str
+    waiters: tuple[str, ...]
+
+
 class Progress:
     """Something that threads wait for and others bring about: a turn of the I/O thread, harts that reach the gate.
 
@@ -411,8 +419,14 @@ class Progress:
         self.name: Final = name
         self._waiters = _Waiters()
 
+    def statistics(self) -> ProgressStatistics:
+        return ProgressStatistics(self.name, tuple(thread_name(ident) for ident in self._waiters.since.copy()))
+
     def __repr__(self) -> str:
-        return f"<{type(self).__name__} {self.name}>"
+        waiters = self.statistics().waiters
+        return (
+            f"<{type(self).__name__} {self.name}{': ' * bool(waiters)}{', '.join(waiters)}{' waiting' * bool(waiters)}>"
+        )
 
     def serving(self) -> AbstractContextManager[object]:
         """While the calling thread does what others may be waiting for."""

@@ -28,7 +28,6 @@ from typing import Any, Final, Literal, TypeVar
 from vmm import lockcheck, locks
 from vmm.locks import PLAIN, Condition, DeviceLock, Kit, LockStatistics, Progress, Rank, Thread
 from vmm.timeline import Timeline, Track
-from vmm.waitfor import Sighting
 
 C = TypeVar("C")
 now: Final = time.perf_counter_ns
@@ -329,7 +328,7 @@ class MeteredLock(DeviceLock):  # type: ignore[misc]
 
 
 class Waits:
-    """The waits for one thing, or for several of one name, by any thread."""
+    """The waits for things of one class, by any thread."""
 
     def __init__(self) -> None:
         # Rank LEAF; guards `times`, and is short beside the waits that it counts.
@@ -351,12 +350,10 @@ class MeteredProgress(Progress):
 
     def __init__(self, meter: Meter, inner: Progress, waits: Waits) -> None:
         super().__init__(inner.name)
+        self._waiters = inner._waiters
         self._meter = meter
         self._inner = inner
         self._waits = waits
-
-    def tell(self, sighting: Sighting, thing: str = "") -> None:
-        self._inner.tell(sighting, thing)
 
     def serving(self) -> AbstractContextManager[object]:
         return self._inner.serving() if self._meter.timeline is None else self._serving()
@@ -464,7 +461,7 @@ class Meter(Kit):
 
     def progress(self, name: str, progress_class: str | None = None) -> Progress:
         with self._registry:
-            waits = self._waits.setdefault(name, Waits())
+            waits = self._waits.setdefault(progress_class or name, Waits())
         return MeteredProgress(self, self._base.progress(name, progress_class), waits)
 
     def condition(self, name: str, lock_class: str | None = None) -> Condition:

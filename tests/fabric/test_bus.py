@@ -257,3 +257,16 @@ def test_dispatch_beside_changes_finds_a_window_in_one_place_or_the_other_always
     finally:
         stop.set()
         mover.join()
+
+
+def test_a_bus_names_who_keeps_what_was_removed():
+    bus = Bus()
+    reader = bus.reader("vcpu0", lambda: None)
+    reader.refresh()
+    bus.map(0x1000, 0x1000, Recorder(), "echo")
+    bus.unmap(0x1000)
+    bus.retire(lambda: None)
+    assert repr(bus) == "<Bus generation 2, 0 windows, 0 doorbells, 1 retired until vcpu0 refresh>"
+    reader.refresh()
+    assert (bus.statistics().behind, bus.statistics().retired) == ((), 0)
+    assert repr(bus) == "<Bus generation 2, 0 windows, 0 doorbells>"

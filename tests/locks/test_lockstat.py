@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from vmm.locks import Device, Locking, Rank, entry, lockfree
+from vmm.lockcheck import Checker
+from vmm.locks import PLAIN, Device, Kit, Locking, Rank, entry, lockfree
 from vmm.lockstat import LOCKED, PAUSED, Histogram, Meter, Stalls
 
 
@@ -282,3 +283,15 @@ def test_a_lock_that_is_no_device_s_is_measured_too() -> None:
     with Locking(kit=meter).lock("map", rank=Rank.LEAF):
         pass
     assert lock_of(meter, "map")["acquired"] == 1
+
+
+@pytest.mark.parametrize(
+    "kit", [PLAIN, Meter(), Checker(), Checker(Meter())], ids=["plain", "metered", "checked", "both"]
+)
+def test_progress_names_who_waits_for_it(kit: Kit) -> None:
+    progress = kit.progress("the ball")
+    me = threading.current_thread().name
+    with progress.waiting():
+        assert progress.statistics().waiters == (me,)
+        assert repr(progress).endswith(f"Progress the ball: {me} waiting>")
+    assert repr(progress).endswith("Progress the ball>")

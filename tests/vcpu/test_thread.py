@@ -216,3 +216,12 @@ def test_a_parked_hart_runs_when_it_is_started(pair: Bench) -> None:
     board.gate.unpark(board.threads[1], prepare)
     until(lambda: pair.get(DATA) == 7)
     board.stop()
+
+
+def test_a_gate_names_who_is_inside_and_who_waits():
+    gate = Gate()
+    assert repr(gate) == "<Gate open: no VCPU inside>"
+    with gate.closed(), gate.opening.waiting():
+        me = threading.current_thread().name
+        assert repr(gate) == f"<Gate closed 1 times: no VCPU inside, {me} waiting>"
+        assert gate.statistics().waiters == (me,)

@@ -92,6 +92,19 @@ class Snapshot:
         return "\n".join(f"{m.base:016x}-{m.end - 1:016x} {m.name}" for m in self.mappings)
 
 
+@dataclass(frozen=True, slots=True)
+class BusStatistics:
+    """A bus at one moment."""
+
+    generation: int
+    windows: int
+    doorbells: int
+    behind: tuple[str, ...]
+    """The readers that have not let go of older maps."""
+    retired: int
+    """What waits for them to be given back."""
+
+
 class Reader:
     """One thread that keeps parts of snapshots (a VCPU's cache of windows, the doorbells known to native code)."""
 
@@ -133,9 +146,16 @@ class Bus:
         self._readers: list[Reader] = []
         self._retired: list[tuple[int, Callable[[], None]]] = []
 
-    def __repr__(self) -> str:
+    def statistics(self) -> BusStatistics:
+        """Takes no lock: whoever reports a hang asks too."""
         now = self.snapshot
-        return f"<Bus generation {now.generation}, {len(now.mappings)} windows, {len(now.doorbells)} doorbells>"
+        behind = tuple(reader.name for reader in self._readers.copy() if reader.generation < now.generation)
+        return BusStatistics(now.generation, len(now.mappings), len(now.doorbells), behind, len(self._retired))
+
+    def __repr__(self) -> str:
+        now = self.statistics()
+        waits = f", {now.retired} retired until {', '.join(now.behind)} refresh" if now.retired else ""
+        return f"<Bus generation {now.generation}, {now.windows} windows, {now.doorbells} doorbells{waits}>"
 
     @property
     def generation(self) -> int:

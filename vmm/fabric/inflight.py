@@ -39,7 +39,7 @@ class InFlight:
     @property
     def thing(self) -> str:
         """What its waiters wait for, by a name of its own."""
-        return f"{self.progress.name} of {self.name}"
+        return self.progress.name
 
     def begin(self, count: int = 1) -> None:
         """Say so while still holding the lock under which the work was accepted."""

@@ -10,6 +10,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Protocol
 
 from vmm.errors import DeadlineError, InternalError
@@ -39,6 +40,17 @@ class SbiCalls(Protocol):
     def __call__(self, vcpu: VcpuThread) -> None: ...
 
 
+@dataclass(frozen=True, slots=True)
+class GateStatistics:
+    """A gate at one moment: names of threads."""
+
+    state: str
+    inside: tuple[str, ...]
+    parked: tuple[str, ...]
+    waiters: tuple[str, ...]
+    """Who waits for the gate to open, or for harts to come to it."""
+
+
 class Gate:
     """Which VCPU threads may be in guest code.
 
@@ -60,9 +72,23 @@ class Gate:
         self._closers = 0
         self._ended = False
 
+    def statistics(self) -> GateStatistics:
+        threads = list(self._threads)
+        return GateStatistics(
+            state="ended" if self._ended else f"closed {self._closers} times" if self._closers else "open",
+            inside=tuple(thread.name for thread in threads if thread.inside),
+            parked=tuple(thread.name for thread in threads if thread.parked),
+            waiters=tuple(
+                name
+                for progress in (self.arrival, self.departure, self.opening)
+                for name in progress.statistics().waiters
+            ),
+        )
+
     def __repr__(self) -> str:
-        state = "ended" if self._ended else f"closed {self._closers} times" if self._closers else "open"
-        return f"<Gate {state}, {self._inside} of {len(self._threads)} VCPUs inside>"
+        now = self.statistics()
+        waiters = f", {', '.join(now.waiters)} waiting" if now.waiters else ""
+        return f"<Gate {now.state}: {', '.join(now.inside) or 'no VCPU'} inside{waiters}>"
 
     def add(self, thread: VcpuThread) -> None:
         with self._changed:
