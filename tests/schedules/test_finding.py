@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 
 import pytest
 
 from tests.schedules import examples
+from vmm.errors import InternalError
 from vmm.locks import Device, Locking, entry
-from vmm.testing.schedule import Kind, ScheduleError, Scheduler, assert_holds, explore
+from vmm.testing.schedule import Kind, ScheduleError, Scheduler, assert_holds, core, explore
 
 SEEDED = ("random", "pct")
 
@@ -273,3 +275,42 @@ def test_a_thread_that_swallows_its_end_is_left_behind() -> None:
     failure = explore(program, limit=50, shrink=False).failure
     assert failure
     assert failure.kind is Kind.NO_PROGRESS
+
+
+def test_a_thread_that_waits_for_a_real_lock_is_reported_with_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(core, "PATIENCE_S", 0.3)
+    real = threading.Lock()
+
+    def program(s: Scheduler) -> None:
+        def wait() -> None:
+            s.point("x")
+            real.acquire()
+
+        s.spawn("vcpu0", wait)
+        s.spawn("vcpu1", s.point, "x")
+
+    with real:
+        failure = explore(program, schedules=1, shrink=False).failure
+    assert failure
+    assert failure.kind is Kind.NO_PROGRESS
+    assert "vcpu0 has run for" in failure.report
+    assert "real.acquire()" in failure.report
+
+
+def test_a_thread_from_outside_is_refused() -> None:
+    def program(s: Scheduler) -> None:
+        def strange() -> None:
+            with pytest.raises(InternalError, match="is no thread of this schedule"):
+                s.point("x")
+            refused.append(True)
+
+        def use() -> None:
+            thread = threading.Thread(target=strange)
+            thread.start()
+            thread.join()
+
+        s.spawn("vcpu0", use)
+
+    refused: list[bool] = []
+    assert_holds(program, schedules=1)
+    assert refused

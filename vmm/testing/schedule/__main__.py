@@ -19,12 +19,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = _parser().parse_args(arguments)
     try:
         result = _explored(options) if options.command == "explore" else _replayed(options)
+        print(result)
+        for failure in result.failures:
+            print(failure)
+        if options.command == "explore" and options.trace and result.failure:
+            result.failure.trace.write(options.trace)
     except (ConfigError, HostError) as error:
         print(f"schedule: {error}", file=sys.stderr)
         return error.exit_status
-    print(result)
-    for failure in result.failures:
-        print(failure)
     return 1 if result.failures else 0
 
 
@@ -54,7 +56,7 @@ def _explored(options: argparse.Namespace) -> Result:
         raise ConfigError(f"--version {options.version}: {options.program} is version {now}")
     if options.trace:
         _must_be_writable(options.trace)
-    result = explore(
+    return explore(
         program,
         strategy=options.strategy,
         depth=options.depth,
@@ -62,9 +64,6 @@ def _explored(options: argparse.Namespace) -> Result:
         schedules=options.schedules,
         preemptions=options.preemptions,
     )
-    if options.trace and result.failure:
-        result.failure.trace.write(options.trace)
-    return result
 
 
 def _must_be_writable(path: Path) -> None:

@@ -28,7 +28,7 @@ from vmm.testing.schedule.operations import BEGIN, GO_ON, Access, Operation, nam
 
 STEPS: Final = 20_000
 """After so many steps a schedule is said to make no progress."""
-PATIENCE_S: Final = 60.0
+PATIENCE_S = 20.0
 """How long a thread may run, in real time, without coming to its next operation."""
 SPIN: Final = 400
 """After so many steps in a row a thread is taken for one that spins until another has done something."""
@@ -301,6 +301,7 @@ class Scheduler(Kit):
         self._turn = allocate_lock()  # released when no thread has its turn any more
         self._turn.acquire()
         self._out_of_steps = False
+        self._stray: ScheduledThread | None = None  # it has its turn and does not give it back
         self._failed: Failed | None = None
         self._checks: list[Callable[[], object]] = []
         self._cleanups: list[Callable[[], object]] = []
@@ -362,9 +363,12 @@ class Scheduler(Kit):
     def pause(self, operation: Operation, blocker: Blocker | None = None, timeout: float | None = None) -> None:
         """The running thread stops before `operation`, and returns when it is its turn and nobody owns `blocker`."""
         me = self.running
-        if me.hand is None or self.ending:
+        hand = me.hand
+        if hand is None or self.ending:
             self._pass_by(me, operation, blocker)
             return
+        if hand.ident != get_ident():
+            raise InternalError(f"{threading.current_thread().name} is no thread of this schedule")
         me.operation = operation
         me.blocker = blocker
         if timeout is not None:
@@ -376,7 +380,7 @@ class Scheduler(Kit):
             else:
                 self.running = following
                 following.hand.baton.release()  # type: ignore[union-attr]
-            me.hand.baton.acquire()
+            hand.baton.acquire()
             if self.ending:
                 raise Torn
         me.blocker = None
@@ -532,7 +536,7 @@ class Scheduler(Kit):
         self.running = first
         first.hand.baton.release()  # type: ignore[union-attr]
         if not self._turn.acquire(timeout=PATIENCE_S):
-            busy = self.running
+            busy = self._stray = self.running
             self.ending = True
             where = "\n".join(stack_of(busy.ident or 0))
             what = f"{busy.name} has run for {PATIENCE_S:g} s without coming to an operation, or waits for a real lock"
@@ -604,9 +608,10 @@ class Scheduler(Kit):
         self.ending = True
         for thread in self.threads:
             hand = thread.hand
-            if hand is None or thread.done:
-                if hand is not None:
-                    hand.dismiss()
+            if hand is None or thread is self._stray:
+                continue
+            if thread.done:
+                hand.dismiss()
                 continue
             self.running = thread
             hand.baton.release()

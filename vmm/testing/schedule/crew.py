@@ -21,10 +21,7 @@ class Hand:
         self.job: Callable[[], None] | None = None
         self._thread = threading.Thread(target=self._main, name="idle", daemon=True)
         self._thread.start()
-
-    @property
-    def ident(self) -> int:
-        return self._thread.ident or 0
+        self.ident: Final = self._thread.ident or 0
 
     def named(self, name: str) -> None:
         self._thread.name = name

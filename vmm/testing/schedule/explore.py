@@ -104,9 +104,12 @@ def explore(
     run the calm schedule first, as seed 0, and then those of `seed`, `seed` + 1, ... `exhaustive` runs all schedules
     of at most `preemptions` preemptions; with `reduce`, only those that differ by more than operations that commute.
     `limit` is the number of steps after which a schedule is said to make no progress. With `keep_going` failures are
-    collected; ones of the same kind and report count once. Raises ConfigError for a strategy or depth that is none.
+    collected; ones of the same kind and report count once. Raises ConfigError for a strategy, depth or seed that cannot
+    be.
     """
     check_strategy(strategy, depth)
+    if seed < 1:
+        raise ConfigError(f"seed {seed} is none: give 1 or more")
     with _crew() as crew:
         run = _Runner(program, crew, limit)
         title = f"pct of depth {depth}" if strategy == "pct" else strategy
