@@ -28,8 +28,9 @@ POLICIES = ("device", "bql")
 
 
 def concrete(cls: type[Device] = Device) -> Iterator[type[Device]]:
-    """The device classes of the package from which no other is derived; not their variants."""
-    derived = [each for each in cls.__subclasses__() if (each.__module__, each.__qualname__) != named(cls)]
+    """The device classes of the package from which no other of it is derived; not their variants."""
+    ours = [each for each in cls.__subclasses__() if each.__module__.startswith("vmm.")]
+    derived = [each for each in ours if named(each) != named(cls)]
     for each in derived:
         yield from concrete(each)
     if not derived and cls.__module__.startswith("vmm."):
