@@ -576,3 +576,37 @@ def test_whatever_a_guest_does_the_invariants_hold_and_a_copy_behaves_the_same(s
             bench.line.pump()
             bench.drain()
         assert bench.line.waiting == 0
+
+
+# -- firmware's doors --------------------------------------------------------------------------------------------------
+
+
+def test_firmware_prints_all_of_it_or_nothing_while_there_is_no_room(bench):
+    assert bench.device.transmit(b"hello") == 5
+    bench.line.congested = True
+    assert bench.device.transmit(b"x") == 0
+    bench.put(THR, ord(" "))
+    bench.line.congested = False
+    assert bench.device.transmit(b"y") == 0  # what the guest wrote before goes out first
+    bench.line.relieve()
+    assert bench.device.transmit(b"world") == 5
+    assert bench.line.sent == b"hello world"
+    assert bench.line.lost_bytes == 0
+
+
+def test_firmware_printing_interrupts_a_guest_that_waits_for_an_empty_transmitter(bench):
+    bench.put(IER, 0x02)
+    bench.get(IIR)
+    assert not bench.wire.level
+    bench.device.transmit(b"x")
+    assert bench.wire.level
+    assert bench.get(IIR) == EMPTY
+
+
+def test_firmware_reads_what_has_arrived(bench):
+    bench.use_fifo()
+    bench.line.type(b"abc")
+    assert bench.device.fetch(2) == b"ab"
+    assert bench.device.fetch(4096) == b"c"
+    assert bench.device.fetch(1) == b""
+    assert not bench.get(LSR) & DR

@@ -348,6 +348,26 @@ def test_stopping_finishes_what_was_submitted_and_refuses_more(io):
         workers.submit(lambda: 1, done=done.append, home=io)
 
 
+def test_a_call_that_was_accepted_is_made_however_soon_the_pool_is_stopped(io):
+    """A stop that comes as soon as it can after the question whether the pool has stopped."""
+
+    class Jobs(queue.SimpleQueue):
+        def put(self, job):
+            if job and not workers._lock.locked():
+                stopping = threading.Thread(target=workers.stop)
+                stopping.start()
+                stopping.join()
+            super().put(job)
+
+    workers = Workers(1, "disk")
+    workers._jobs = Jobs()
+    done: list[object] = []
+    workers.submit(lambda: 7, done=done.append, home=io)
+    workers.stop()
+    on(io, lambda: None)
+    assert done == [7]
+
+
 def test_a_call_that_hangs_is_named_when_stopping_takes_too_long(io):
     workers = Workers(1, "disk")
     release = threading.Event()

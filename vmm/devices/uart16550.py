@@ -156,6 +156,24 @@ class Uart16550(RegisterDevice[UartState]):
             s.timed_out = True
         self._sync()
 
+    # -- doors for firmware that is no guest code ---------------------------------------------------------------------
+
+    @entry
+    def transmit(self, data: bytes) -> int:
+        """Send `data`, all of it or, when there is no room now, nothing; returns how many bytes."""
+        s = self._state
+        if s.sending or s.mcr & MCR_LOOP or self._line.congested:
+            return 0
+        self._line.put(data)
+        s.thr_empty = True
+        self._sync()
+        return len(data)
+
+    @entry
+    def fetch(self, limit: int) -> bytes:
+        """Up to `limit` of the characters that have arrived."""
+        return bytes(self._read_rbr() for _ in range(min(limit, len(self._state.received))))
+
     # -- outputs ------------------------------------------------------------------------------------------------------
 
     def _sync(self) -> None:

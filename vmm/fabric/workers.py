@@ -65,7 +65,8 @@ class Workers:
                 self._threads = [self._kit.thread(self._main, name, (name,)) for name in names]
                 for thread in self._threads:
                     thread.start()
-        self._jobs.put((function, arguments, done, home))
+            # Under the lock, too: behind the threads' ends, which `stop` queues, nobody would do it.
+            self._jobs.put((function, arguments, done, home))
 
     def stop(self, timeout: float = 10.0) -> None:
         """Finish what was submitted and end the threads; their completions are posted, not awaited.

@@ -17,7 +17,7 @@ from typing import Any, TextIO
 
 from vmm.devices.finisher import Finisher
 from vmm.devices.rtc_goldfish import GoldfishRtc
-from vmm.devices.uart16550 import LSR_DATA_READY, LSR_THR_EMPTY, Uart16550
+from vmm.devices.uart16550 import Uart16550
 from vmm.devices.virtio.device import VirtioDevice
 from vmm.errors import ConfigError, HostError
 from vmm.fabric.bus import Bus
@@ -127,23 +127,17 @@ class Rom:
 
 
 class UartConsole:
-    """The debug console of the built-in SBI: the UART, driven through its registers as firmware would."""
+    """The debug console of the built-in SBI: the UART, by doors of its own. Harts call at the same time, and between a
+    look at line status and the access that it allows, the other's access would take the room or the character."""
 
     def __init__(self, uart: Uart16550) -> None:
         self._uart = uart
 
     def write(self, data: bytes) -> int:
-        for taken, byte in enumerate(data):
-            if not self._uart.read(5, 1) & LSR_THR_EMPTY:
-                return taken
-            self._uart.write(0, 1, byte)
-        return len(data)
+        return self._uart.transmit(data)
 
     def read(self, limit: int) -> bytes:
-        data = bytearray()
-        while len(data) < limit and self._uart.read(5, 1) & LSR_DATA_READY:
-            data.append(self._uart.read(0, 1))
-        return bytes(data)
+        return self._uart.fetch(limit)
 
 
 class Board:

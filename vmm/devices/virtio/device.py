@@ -89,6 +89,8 @@ class VirtioStatistics:
     interrupts: int = 0
     suppressed: int = 0
     """Batches handed back for which the driver wanted no interrupt."""
+    refused: int = 0
+    """Accesses that no register of the transport answers."""
     guest_errors: int = 0
     host_errors: int = 0
     last_error: str = ""
@@ -428,6 +430,11 @@ class VirtioDevice(Device):
             self._negotiate(queue)
         self._sync()
         self._ring_all()
+
+    @entry
+    def refuse(self) -> None:
+        """Count an access that the transport does not answer."""
+        self._statistics.refused += 1
 
     @entry
     def statistics(self) -> VirtioStatistics:

@@ -87,7 +87,7 @@ class VirtioMmio:
     """One slot with a device in it.
 
     Below 0x100 only aligned 32-bit accesses to registers are answered (4.2.2.2); any other reads 0, is ignored, and is
-    counted in `refused`. From 0x100 on lies the device's configuration, accessible in any width.
+    counted by the device. From 0x100 on lies the device's configuration, accessible in any width.
     """
 
     registers: ClassVar = REGISTERS
@@ -96,13 +96,16 @@ class VirtioMmio:
 
     def __init__(self, device: VirtioDevice) -> None:
         self.device: Final = device
-        self.refused = 0
         self._reads: dict[int, Callable[[], int]] = {
             row.offset: _bound(row.read, device) for row in REGISTERS if row.read
         }
         self._writes: dict[int, Callable[[int], None]] = {
             row.offset: _bound(row.write, device) for row in REGISTERS if row.write
         }
+
+    @property
+    def refused(self) -> int:
+        return self.device.statistics().refused
 
     def __repr__(self) -> str:
         return f"<VirtioMmio of {self.device!r}>"
@@ -118,7 +121,7 @@ class VirtioMmio:
             return self.device.read_config(offset - CONFIG, size)
         answer = self._reads.get(offset)
         if answer is None or size != 4:
-            self.refused += 1
+            self.device.refuse()
             return 0
         return answer()
 
@@ -128,7 +131,7 @@ class VirtioMmio:
             return
         take = self._writes.get(offset)
         if take is None or size != 4:
-            self.refused += 1
+            self.device.refuse()
             return
         take(value)
 
