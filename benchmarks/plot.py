@@ -12,6 +12,8 @@ WIDTH, HEIGHT = 860, 400
 LEFT, RIGHT, TOP, BOTTOM = 64, 330, 34, 44
 COLOURS: Final = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#666666", "#7a3e9d")
 """Told apart also by readers who do not see all of them (Okabe and Ito)."""
+WIDE: Final = 20
+"""A chart whose greatest value is so many times its least has a logarithmic scale."""
 _STYLE: Final = (
     "text{font:12px sans-serif;fill:#333}.t{font-size:14px;font-weight:bold}.g{stroke:#ddd}.l{fill:none;stroke-width:2}"
 )
@@ -33,7 +35,10 @@ def chart(title: str, caption: str, lines: Mapping[str, Sequence[Point]], *, ban
     least, most). Names that end in "t" are drawn dashed."""
     points = [point for line in lines.values() for point in line]
     x = _Doublings([point[0] for point in points], LEFT, WIDTH - RIGHT)
-    y = _Linear(max(max(point[1:]) for point in points), HEIGHT - BOTTOM, TOP)
+    values = [value for point in points for value in point[1:]]
+    y: _Axis = _Linear(max(values), HEIGHT - BOTTOM, TOP)
+    if max(values) > WIDE * min(values):
+        y = _Decades(values, HEIGHT - BOTTOM, TOP, _count)
     parts = [*_frame(title, caption, x, y), *(_bands(lines, x, y) if bands else ()), *_lines(lines, x, y)]
     return _picture(parts)
 
@@ -98,7 +103,7 @@ class _Linear:
 
     def marks(self) -> Sequence[tuple[float, str]]:
         values = [k * self._step for k in range(self._count + 1)]
-        return [(value, f"{value / 1e6:g} M" if self._count * self._step >= 1e6 else f"{value:g}") for value in values]
+        return [(value, _count(value)) for value in values]
 
 
 def _frame(title: str, caption: str, x: _Axis, y: _Axis) -> Iterator[str]:
@@ -118,7 +123,7 @@ def _coloured(names: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Names with their colours: lines that differ in the Python alone share one."""
     colours: dict[str, str] = {}
     for name in names:
-        yield name, colours.setdefault(name.rpartition(", ")[0], COLOURS[len(colours) % len(COLOURS)])
+        yield name, colours.setdefault(name.partition(", Python ")[0], COLOURS[len(colours) % len(COLOURS)])
 
 
 def _lines(lines: Mapping[str, Sequence[Point]], x: _Axis, y: _Axis) -> Iterator[str]:
@@ -136,6 +141,10 @@ def _bands(lines: Mapping[str, Sequence[Point]], x: _Axis, y: _Axis) -> Iterator
         low = [f"{x.at(point[0])} {y.at(point[2])}" for point in lines[name]]
         high = [f"{x.at(point[0])} {y.at(point[3])}" for point in lines[name]]
         yield f'<path fill="{colour}" fill-opacity="0.15" d="M{"L".join([*low, *reversed(high)])}Z"/>'
+
+
+def _count(value: float) -> str:
+    return f"{value / 1e6:g} M" if value >= 1e5 else f"{value:g}"
 
 
 def _time(us: float) -> str:

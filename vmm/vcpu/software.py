@@ -180,6 +180,7 @@ class SoftwareVcpu:
         self.mmio_state = self.words.view("mmio_state")
         self._budget = self.words.view("budget")
         self._run = backend.natives.runner()
+        self._unlimited = int(str(UNLIMITED))  # an object of its own, as `_run` is, and for the same reason
         self._image = backend.image
         self._ram = backend.ram
         self._sbi = backend.sbi
@@ -233,7 +234,7 @@ class SoftwareVcpu:
         An instruction that traps counts. After MMIO_READ put the answer in `mmio_value`, after MMIO_WRITE nothing,
         and in both cases `Mmio.DONE` (or FAULT) in `mmio_state`, then run again.
         """
-        self._budget[0] = UNLIMITED if budget is None else budget
+        self._budget[0] = self._unlimited if budget is None else budget
         return self._run(self.address)
 
     def kick(self) -> None:
