@@ -155,7 +155,7 @@ def written(trace: Trace, path: Path) -> str:
     [
         (lambda path: ["explore", TWO_ORDERS, "--strategy", "luck"], "strategy 'luck' is none of random, pct"),
         (lambda path: ["explore", TWO_ORDERS, "--depth", "9"], "a depth of 9 is none of 1, 2, 3"),
-        (lambda path: ["explore", TWO_ORDERS, "--seed", "0"], "seed 0 is none"),
+        (lambda path: ["explore", TWO_ORDERS, "--seed", "-1"], "seed -1 is none"),
         (lambda path: ["explore", TWO_ORDERS, "--version", "abc"], "--version abc"),
         (lambda path: ["explore", TWO_ORDERS, "--trace", str(path / "no" / "file")], "give a file that can be written"),
         (lambda path: ["explore", TWO_ORDERS, "--trace", str(path.parent)], "give a file that can be written"),

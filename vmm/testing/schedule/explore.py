@@ -108,8 +108,8 @@ def explore(
     be.
     """
     check_strategy(strategy, depth)
-    if seed < 1:
-        raise ConfigError(f"seed {seed} is none: give 1 or more")
+    if seed < 0:
+        raise ConfigError(f"seed {seed} is none: give 0 or more")
     with _crew() as crew:
         run = _Runner(program, crew, limit)
         title = f"pct of depth {depth}" if strategy == "pct" else strategy
