@@ -6,7 +6,7 @@ import argparse
 import threading
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -16,7 +16,7 @@ from benchmarks.guests import pythons
 from benchmarks.quiet import Quiet
 from benchmarks.report import Figure, Report, alternate, parser
 from benchmarks.workers import Worker, serve
-from vmm.locks import Device, Locking, entry, lockfree
+from vmm.locks import Device, Locking, Rank, entry, lockfree
 
 CALLS: Final = 200_000
 CHECKED_CALLS: Final = 20_000
@@ -59,27 +59,31 @@ class Registers(Device):
 
 
 WITH, PLAIN, CHECKED = "with RLock, by hand", "@entry", "@entry, checked"
+NESTED = "@entry, checked, inside another"
 KINDS: Final[dict[str, Callable[[Registers], Callable[[int, int], int]]]] = {
     "no lock": lambda device: device.read_bare,
     WITH: lambda device: device.read_with,
     PLAIN: lambda device: device.read,
     "@entry(posts=True)": lambda device: device.read_posting,
     CHECKED: lambda device: device.read,
+    NESTED: lambda device: device.read,
 }
 
 
 def measure(cell: Cell) -> float:
     """Time of one call, ns, without that of the loop around it."""
-    device = Locking(checked=cell.kind == CHECKED).make(Registers, "registers")
+    locking = Locking(checked=cell.kind in (CHECKED, NESTED))
+    device = locking.make(Registers, "registers")
     read = KINDS[cell.kind](device)
     turns = range(cell.calls)
-    started = time.perf_counter_ns()
-    for _ in turns:
-        pass
-    empty = time.perf_counter_ns()
-    for _ in turns:
-        read(0, 1)
-    return (time.perf_counter_ns() - empty - (empty - started)) / cell.calls
+    with locking.lock("outer", rank=Rank.BUS) if cell.kind == NESTED else nullcontext():
+        started = time.perf_counter_ns()
+        for _ in turns:
+            pass
+        empty = time.perf_counter_ns()
+        for _ in turns:
+            read(0, 1)
+        return (time.perf_counter_ns() - empty - (empty - started)) / cell.calls
 
 
 def main() -> int:
@@ -98,7 +102,7 @@ def main() -> int:
         for python in builds:
             worker = stack.enter_context(Worker(python, "benchmarks.locks.entry"))
             for kind in KINDS:
-                cell = Cell(kind, CHECKED_CALLS if kind == CHECKED else CALLS)
+                cell = Cell(kind, CHECKED_CALLS if kind in (CHECKED, NESTED) else CALLS)
                 sides[f"{kind}, {python.name}"] = partial(worker.measure, cell)
         samples = alternate(sides, options.rounds, quiet)
     report.facts["conditions"] = str(quiet)
@@ -108,9 +112,10 @@ def main() -> int:
         ratio = medians[PLAIN] / medians[WITH]
         bound = f"@entry costs {ratio:.2f} times the hand-written lock; at most {PLAIN_BOUND}"
         report.add(Figure(f"a call, uncontended, {python.name}", "ns", own, bound, ratio <= PLAIN_BOUND))
-        checked = {CHECKED: own[CHECKED]}
-        bound = f"{medians[CHECKED] / 1e3:.2f} us; at most {CHECKED_BOUND_NS / 1e3:g}"
-        met = medians[CHECKED] <= CHECKED_BOUND_NS
+        checked = {kind: own[kind] for kind in (CHECKED, NESTED)}
+        most = max(medians[kind] for kind in checked)
+        bound = f"{most / 1e3:.2f} us; at most {CHECKED_BOUND_NS / 1e3:g}"
+        met = most <= CHECKED_BOUND_NS
         report.add(Figure(f"a checked acquisition, {python.name}", "ns", checked, bound, met))
     return report.finish(options)
 
