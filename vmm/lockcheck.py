@@ -59,21 +59,28 @@ _uids: Final = itertools.count(1)
 
 @dataclass(slots=True)
 class _Hold:
+    """What is held by one thread, and since when. A lock has one hold for all its life, since it excludes."""
+
     what: Held
-    frame: FrameType  # that took it; alive while the lock is held, as its callers are
-    line: int
-    depth: int = 1
+    frame: FrameType | None = None  # that took it; alive while the lock is held, as its callers are
+    at: int = 0  # the instruction in it: to ask for the line costs more than all the rest
+    depth: int = 0
 
     def raw(self) -> Raw:
-        return [(self.frame.f_code, self.line), *_stack(self.frame.f_back)]
+        if self.frame is None:
+            return []
+        code = self.frame.f_code
+        line = next((line for first, end, line in code.co_lines() if first <= self.at < end), None)
+        return [(code, line or code.co_firstlineno), *_stack(self.frame.f_back)]
 
 
 class _Context:
     """What one thread holds, serves and waits for."""
 
-    __slots__ = ("constructing", "holds", "path", "refused", "waits")
+    __slots__ = ("constructing", "holds", "ident", "path", "refused", "waits")
 
     def __init__(self) -> None:
+        self.ident = threading.get_ident()
         self.holds: dict[int, _Hold] = {}  # by uid, outermost first
         self.path: tuple[int, ...] = ()  # the uids of `holds`
         self.waits = 0  # depth of `Progress.waiting`
@@ -95,7 +102,7 @@ _thread: Final = _Thread()
 class CheckedLock(DeviceLock):  # type: ignore[misc]
     """A lock that asks its checker. One made `around` another shares its exclusion but has its own rank."""
 
-    __slots__ = ("_checker", "_inner", "around", "children", "node", "tenure", "uid")
+    __slots__ = ("_checker", "_inner", "around", "children", "hold", "node", "tenure", "uid")
 
     def __init__(
         self,
@@ -112,6 +119,7 @@ class CheckedLock(DeviceLock):  # type: ignore[misc]
         self.around = around
         self.node = Node(self.lock_class, rank.name, checker.module_of(self.lock_class, rank))
         self.uid = next(_uids)
+        self.hold = _Hold(self)
         self.tenure: Tenure | None = None
         self._checker = checker
         self._inner = inner
@@ -346,13 +354,19 @@ class Checker(Kit):
 
     def took(self, what: Held) -> None:
         me = _thread.context
-        if hold := me.holds.get(what.uid):
+        uid = what.uid
+        if hold := me.holds.get(uid):
             hold.depth += 1
             return
-        frame = _outside(sys._getframe(1))
-        me.holds[what.uid] = _Hold(what, frame, frame.f_lineno)
-        me.path = (*me.path, what.uid)
-        what.tenure = (threading.get_ident(), id(frame))
+        frame = sys._getframe(2)
+        if frame.f_code.co_filename in OWN_FILES:
+            frame = _outside(frame)
+        # Several threads may have a wait or a condition at a time: they serve the one, and sleep on the other.
+        hold = what.hold if isinstance(what, CheckedLock) else _Hold(what)
+        hold.frame, hold.at, hold.depth = frame, frame.f_lasti, 1
+        me.holds[uid] = hold
+        me.path = (*me.path, uid)
+        what.tenure = (me.ident, id(frame))
 
     def frees(self, what: Held) -> bool:
         """Note a release; whether there is a lock to release."""
@@ -366,9 +380,9 @@ class Checker(Kit):
             return False
         hold.depth -= 1
         if not hold.depth:
-            what.tenure = None
+            what.tenure = hold.frame = None
             del me.holds[what.uid]
-            me.path = tuple(me.holds)
+            me.path = me.path[:-1] if me.path[-1] == what.uid else tuple(me.holds)
         return True
 
     def waits(self, progress: CheckedProgress) -> None:
@@ -627,10 +641,10 @@ def _checked_door(method: FunctionType, door: Door) -> Callable[..., Any]:
 
     @functools.wraps(inside)
     def body(self: Device, *args: Any, **kwargs: Any) -> Any:
-        checker = _checker(self)
-        checker.enters(self, name, door, sys._getframe(2))
+        if self._lock.hold.depth != 1 or not self._lock.held():  # type: ignore[attr-defined]
+            _checker(self).enters(self, name, door, sys._getframe(2))
         if door.home:
-            checker.at_home(self, name)
+            _checker(self).at_home(self, name)
         return inside(self, *args, **kwargs)
 
     return door_around(body, door)
