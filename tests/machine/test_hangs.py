@@ -95,9 +95,11 @@ def test_a_vcpu_that_does_not_come_back_from_an_exit_is_named_with_pc_device_doo
 ) -> None:
     bios = program(tmp_path, li(T0, PLANTED), LOAD, finish(PASS))
     with Machine(Config(bios=bios, mem=64 << 20, locking=policy, check_locks=checked)) as machine:  # type: ignore[arg-type]
-        inside = threading.Event()
+        inside, served = threading.Event(), threading.Event()
         plant(machine, lambda: (inside.set(), until.wait()))
         watch = Watch(machine)
+        machine._board.io.call_soon(served.set)
+        served.wait()  # what making the machine has posted to the I/O thread needs the big lock too
         machine.start()
         inside.wait()
         (report,) = watch.look()
