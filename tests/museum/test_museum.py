@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from tests.museum.catalogue import EXHIBITS, SCHEDULED, mutant, twin
-from tests.museum.exhibit import CheckerOff, Exhibit, lock_report
+from tests.museum.exhibit import CheckerOff, Exhibit, Stage, lock_report
 from tests.museum.m19_two_streams import LooksTwice, fuzz
+from tests.museum.plain import stress
 from tests.museum.schedules import SCHEDULES, first_failure
 from vmm.lockreport import Kind
 from vmm.locks import Locking
@@ -54,6 +55,18 @@ def test_an_exhibit_says_what_it_shows(exhibit: Exhibit) -> None:
     assert exhibit.mutant.__doc__
     assert exhibit.twin.__doc__
     assert exhibit.mutant is not exhibit.twin
+
+
+def test_stress_says_in_which_run_and_how_a_program_failed() -> None:
+    runs = iter(range(10))
+
+    def program(s: Stage) -> None:
+        number = next(runs)
+        s.spawn("vcpu0", lambda: None)
+        s.check(lambda: number < 3)
+
+    assert stress(program, 3) == (3, None)
+    assert stress(program, 3) == (1, "a check at the end does not hold")
 
 
 @scheduled
