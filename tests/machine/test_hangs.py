@@ -230,7 +230,7 @@ def test_a_machine_that_was_built_paused_or_stopped_is_no_hang(tmp_path: Path) -
         assert watch.look(10 * LOOKS) == []
         machine.start()
         machine.pause()
-        watch.until(at_rest)
+        watch.until(lambda sighting: at_rest(sighting) and len(sighting.waits) == 2)  # both harts, at the gate
         assert watch.look(10 * LOOKS) == []
         report = machine.hang_report("paused")
         assert "waits that no thread is to end now: " in report
