@@ -22,7 +22,7 @@ THR = 0
 class DirectLine(Chardev):
     """A line that writes to its client on the VCPU's thread, with the device's lock held"""
 
-    def __init__(self, name: str, home: FakeIoThread, *, output_fd: int, on_write: Any = None) -> None:
+    def __init__(self, name: str, home: FakeIoThread, *, output_fd: int) -> None:
         super().__init__(name, home)
         self._fd = output_fd
         self.writing = threading.Event()

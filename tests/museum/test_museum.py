@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from tests.museum import m15_ring_order
 from tests.museum.catalogue import EXHIBITS, SCHEDULED, mutant, twin
 from tests.museum.exhibit import CheckerOff, Exhibit, Stage, lock_report
+from tests.museum.m15_ring_order import StructIndex
 from tests.museum.m19_two_streams import LooksTwice, fuzz
 from tests.museum.plain import stress
 from tests.museum.schedules import SCHEDULES, first_failure
@@ -55,6 +57,10 @@ def test_an_exhibit_says_what_it_shows(exhibit: Exhibit) -> None:
     assert exhibit.mutant.__doc__
     assert exhibit.twin.__doc__
     assert exhibit.mutant is not exhibit.twin
+
+
+def test_the_lint_finds_a_queue_that_unpacks_its_indices_from_memory() -> None:
+    assert m15_ring_order.check(StructIndex) == "StructIndex uses unpack_from on guest memory"
 
 
 def test_stress_says_in_which_run_and_how_a_program_failed() -> None:
