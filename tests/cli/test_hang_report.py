@@ -60,7 +60,7 @@ def report(stream: IO[str] | None) -> list[str]:
 def test_a_guest_that_hangs_in_a_device_is_reported_and_goes_on_when_the_device_does(
     start: Callable[..., subprocess.Popen[str]], tmp_path: Path
 ) -> None:
-    process = start("--watchdog", "0.4")
+    process = start("--watchdog", "0.2")
     lines = report(process.stderr)
     assert lines[0] == "vmm: HANG: no progress"
     assert lines[1].startswith("  vcpu0 is in an exit: read of 4 bytes at 0x20000000 (blocked), at every look for 0.")
