@@ -6,6 +6,7 @@ Rings that come before the answer are one ring: whoever answers looks at the que
 from __future__ import annotations
 
 import os
+import weakref
 from collections.abc import Callable
 from typing import Final, Protocol
 
@@ -26,6 +27,7 @@ class Doorbell:
     def __init__(self, home: Home, callback: Callable[[], None], name: str) -> None:
         self.name: Final = name
         self.fd: Final = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+        self._close = weakref.finalize(self, os.close, self.fd)  # at the latest with the last reference
         self._home = home
         self._callback = callback
         home.add_reader(self.fd, self._rung)
@@ -41,7 +43,7 @@ class Doorbell:
         """On the home thread, once nobody rings any more (see `Bus.retire`): a closed descriptor's number is reused."""
         self._home.assert_home()
         self._home.remove_reader(self.fd)
-        os.close(self.fd)
+        self._close()
 
     def _rung(self) -> None:
         # Emptied before the callback looks at its queue: a ring that comes after the look is answered again.
