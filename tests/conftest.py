@@ -19,7 +19,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--boots", type=int, default=20, help="how many times in a row the stress test boots Linux")
     parser.addoption("--stress-seconds", type=float, default=20, help="how long each stress test of machines goes on")
     parser.addoption("--seed", type=int, default=1, help="seed of the random tests of whole guests")
-    parser.addoption("--schedules", type=int, default=2000, help="how many schedules of each program to try in stress")
+    parser.addoption("--schedules", type=int, default=500, help="how many schedules of each program to try in stress")
 
 
 @pytest.fixture(scope="session")
