@@ -4,12 +4,13 @@ It follows threads of the free-threaded build, each on a UART, as `benchmarks/lo
 
   access    time outside the lock, and time with it held
   lock      that of CPython: whoever finds it free takes it, also past those that wait; whoever finds it taken sleeps
-  release   a system call while others wait, dearer when it wakes one; that one tries again after the time to wake
+  release   a system call while others wait, dearer when it wakes one, and dearer still where that one finds no idle
+            processor and takes a busy one's; it tries again after the time to wake
   line      what threads share but do not lock (reference counts) moves from processor to processor, one at a time
   processor threads that are ready take turns, a slice each, and may lose the processor with the lock held
 
-The parameters are fitted to measured points of one and two threads and of one lock. All other points, those with more
-threads than processors among them, are held out and say how far off the model is. What it takes to move a cache line
+The parameters are fitted to measured points of one to three threads. All other points, those of four to eight threads
+on two processors, are held out and say how far off the model is. What it takes to move a cache line
 to another processor is not known for machines that are not here, so it is swept, and the projection is a band. A third
 line says what one reference count would cost that all threads' accesses share.
 
@@ -74,6 +75,8 @@ class Parameters:
     """What it costs more than that when it wakes one of them."""
     latency: float = 30_000.0
     """From being woken to trying again."""
+    crowd: float = 2_000.0
+    """What it costs more when all processors are busy: the scheduler makes room for the one that was woken."""
     handover: float = 100.0
     """What taking a lock costs more when another thread had it last."""
     shared: float = 0.0
@@ -87,6 +90,7 @@ FITTED: Final[Mapping[str, tuple[float, float]]] = {
     "call": (50.0, 5_000.0),
     "wake": (100.0, 30_000.0),
     "latency": (1_000.0, 200_000.0),
+    "crowd": (100.0, 30_000.0),
     "handover": (10.0, 3_000.0),
     "shared": (0.001, 1.0),
 }
@@ -161,7 +165,8 @@ class Model:
             self.counts[index] += 1
             if lock.asleep:
                 lock.asleep.popleft().succeed()
-                yield self._spend(p.call + p.wake)
+                busy = self._processors.count == self._processors.capacity
+                yield self._spend(p.call + p.wake + p.crowd * busy)
             elif lock.waiting:
                 yield self._spend(p.call)
 
@@ -206,7 +211,7 @@ def load_of(point: Point, processors: int) -> Load:
 
 def is_fitted(point: Point) -> bool:
     """Whether the fit may see it; the others are held out."""
-    return point[1] <= 2
+    return point[1] <= 3
 
 
 def error(predicted: float, measured: float) -> float:
